@@ -1,0 +1,13 @@
+# Runs PROGRAM and fails unless its standard output is exactly the text of the file EXPECTED. Exit code 77 means: no GPU.
+execute_process(COMMAND ${PROGRAM} OUTPUT_VARIABLE actual RESULT_VARIABLE result)
+if(result EQUAL 77)
+  execute_process(COMMAND ${CMAKE_COMMAND} -E echo "no GPU: skipped")
+  return()
+endif()
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${PROGRAM} ended with ${result}\n${actual}")
+endif()
+file(READ ${EXPECTED} expected)
+if(NOT actual STREQUAL expected)
+  message(FATAL_ERROR "output differs from ${EXPECTED}\n--- expected\n${expected}\n--- actual\n${actual}")
+endif()

@@ -1,0 +1,17 @@
+# Provides pagedkv::cuda where the CUDA Toolkit is; machines without it are first-class and get pagedkv::pagedkv only.
+set(PAGEDKV_HAS_CUDA OFF)
+if(NOT PAGEDKV_CUDA STREQUAL "OFF")
+  if(PAGEDKV_CUDA STREQUAL "ON")
+    find_package(CUDAToolkit REQUIRED)
+  else()
+    find_package(CUDAToolkit QUIET)
+  endif()
+  set(PAGEDKV_HAS_CUDA ${CUDAToolkit_FOUND})
+endif()
+
+if(PAGEDKV_HAS_CUDA)
+  add_library(pagedkv_cuda INTERFACE)
+  add_library(pagedkv::cuda ALIAS pagedkv_cuda)
+  set_target_properties(pagedkv_cuda PROPERTIES EXPORT_NAME cuda)
+  target_link_libraries(pagedkv_cuda INTERFACE pagedkv CUDA::cudart_static)
+endif()

@@ -1,0 +1,20 @@
+// Every macro of the library: its version, the host-device mark, and the internal assertion.
+#pragma once
+
+#define PAGEDKV_VERSION_MAJOR 0
+#define PAGEDKV_VERSION_MINOR 1
+#define PAGEDKV_VERSION_PATCH 0
+
+/// Marks a function that host and device compile from one source.
+#if defined(__CUDACC__)
+#define PAGEDKV_HD __host__ __device__
+#else
+#define PAGEDKV_HD
+#endif
+
+/// Says "if this is false, the library is wrong". Define it before the first include to replace it;
+/// by default it is the standard assert, so NDEBUG removes it.
+#ifndef PAGEDKV_ASSERT
+#include <cassert>
+#define PAGEDKV_ASSERT(condition) assert(condition)
+#endif

@@ -1,0 +1,65 @@
+// View: a pointer with extents and strides, trivially copyable, that knows on which side of the bus it may be read.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "pagedkv/core/config.hpp"
+#include "pagedkv/core/ids.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+
+/// A strided array of `Rank` dimensions that owns nothing. Strides are in elements and 64-bit: offsets may pass 2^32.
+/// A default-made view is empty, which means "not wanted" where an output is optional.
+template <class T, int Rank, Space S = Space::host>
+struct View {
+  T* data = nullptr;
+  std::int64_t extents[Rank] = {};
+  std::int64_t strides[Rank] = {};
+
+  template <class... Index>
+  PAGEDKV_HD constexpr T* at(Index... index) const {
+    static_assert(sizeof...(Index) == Rank, "one index per dimension");
+    const std::int64_t indices[] = {static_cast<std::int64_t>(index)...};
+    std::int64_t offset = 0;
+    for (int d = 0; d < Rank; ++d) offset += indices[d] * strides[d];
+    return data + offset;
+  }
+
+  template <class... Index>
+  PAGEDKV_HD constexpr T& operator()(Index... index) const {
+    return *at(index...);
+  }
+
+  PAGEDKV_HD constexpr bool empty() const { return data == nullptr; }
+
+  PAGEDKV_HD constexpr operator View<const T, Rank, S>() const
+    requires(!std::is_const_v<T>)
+  {
+    View<const T, Rank, S> view;
+    view.data = data;
+    for (int d = 0; d < Rank; ++d) {
+      view.extents[d] = extents[d];
+      view.strides[d] = strides[d];
+    }
+    return view;
+  }
+};
+
+/// A dense row-major view: the last dimension has stride 1.
+template <Space S = Space::host, class T, std::size_t Rank>
+PAGEDKV_HD constexpr View<T, static_cast<int>(Rank), S> dense_view(T* data, const std::int64_t (&extents)[Rank]) {
+  View<T, static_cast<int>(Rank), S> view;
+  view.data = data;
+  std::int64_t stride = 1;
+  for (int d = static_cast<int>(Rank) - 1; d >= 0; --d) {
+    view.extents[d] = extents[d];
+    view.strides[d] = stride;
+    stride *= extents[d];
+  }
+  return view;
+}
+
+}  // namespace v0
+}  // namespace pagedkv
