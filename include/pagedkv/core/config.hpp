@@ -1,6 +1,10 @@
 // Every macro of the library: its version, the host-device mark, and the internal assertion.
 #pragma once
 
+#if __cplusplus < 202002L
+#error "pagedkv needs C++20: compile with -std=c++20, also for nvcc"
+#endif
+
 #define PAGEDKV_VERSION_MAJOR 0
 #define PAGEDKV_VERSION_MINOR 1
 #define PAGEDKV_VERSION_PATCH 0
