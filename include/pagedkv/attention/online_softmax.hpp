@@ -1,0 +1,59 @@
+// All the numerics of attention: a softmax that is computed in pieces, and how the pieces are joined.
+#pragma once
+
+#include "pagedkv/core/config.hpp"
+#include "pagedkv/core/math.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+
+/// The running maximum and sum of exponentials of one row ("Online normalizer calculation for softmax", arXiv:1805.02867,
+/// sec. 3). The output that goes with it is a sum of values, each weighted by exp(logit - max): unnormalised. Logits are
+/// natural; -inf means "not visible"; a fresh row has max -inf and sum 0.
+struct OnlineSoftmax {
+  float max = -infinity;
+  float sum = 0.f;
+
+  /// Lets the maximum rise to at least `logit`. Returns the factor for everything weighted by the old maximum.
+  PAGEDKV_HD float raise(float logit) {
+    const float old = max;
+    max = pagedkv::max(old, logit);
+    // A row that has seen nothing has nothing to scale, and -inf - -inf would be NaN.
+    const float scale = old == -infinity ? 0.f : exp(old - max);
+    sum *= scale;
+    return scale;
+  }
+
+  /// The weight of a logit, after raise() has seen it. Add it to `sum` once.
+  PAGEDKV_HD float weight(float logit) const { return logit == -infinity ? 0.f : exp(logit - max); }
+
+  /// Joins another piece of the same row. Returns the factors of both outputs: output = own * output + other * its output.
+  struct Factors {
+    float own, other;
+  };
+  PAGEDKV_HD Factors merge(const OnlineSoftmax& piece) {
+    const float own = raise(piece.max);
+    const float other = piece.weight_at(max);
+    sum += piece.sum * other;
+    return {own, other};
+  }
+
+  /// Ends a row: output times `scale` is normalised, `lse` is the natural logarithm of the sum of exponentials. `prior` (-inf
+  /// for none) is counted here and nowhere else. A row without a key: scale 0, lse -inf or the prior.
+  struct Finished {
+    float scale, lse;
+  };
+  PAGEDKV_HD Finished finish(float prior = -infinity) const {
+    if (max == -infinity) return {0.f, prior};
+    const float top = pagedkv::max(max, prior);
+    const float own = exp(max - top);
+    const float total = sum * own + (prior == -infinity ? 0.f : exp(prior - top));
+    return {own / total, top + log(total)};
+  }
+
+ private:
+  PAGEDKV_HD float weight_at(float new_max) const { return max == -infinity ? 0.f : exp(max - new_max); }
+};
+
+}  // namespace v0
+}  // namespace pagedkv

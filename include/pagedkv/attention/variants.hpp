@@ -1,0 +1,76 @@
+// The rules of attention in use: causal, full, sliding window, soft cap, ALiBi, sink logits. Small structs, to be chained.
+#pragma once
+
+#include "pagedkv/attention/variant.hpp"
+#include "pagedkv/core/config.hpp"
+#include "pagedkv/core/ids.hpp"
+#include "pagedkv/core/math.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+
+/// Each query sees the keys up to its own position; the newest query sees the newest key (bottom-right alignment).
+struct Causal {
+  PAGEDKV_HD float logit(float x, Position) const { return x; }
+  PAGEDKV_HD bool visible(Position p) const { return p.key <= p.query; }
+  PAGEDKV_HD KeyRanges keys(int query, int num_keys) const { return {{0, min(query + 1, num_keys)}}; }
+};
+
+/// Each query sees every key, newer ones too (encoders, cross attention).
+struct Full {
+  PAGEDKV_HD float logit(float x, Position) const { return x; }
+  PAGEDKV_HD bool visible(Position) const { return true; }
+  PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+};
+
+/// Causal, and only the `window` newest visible keys, itself included (Mistral 7B, arXiv:2310.06825, sec. 2), plus the first
+/// `sink_tokens` keys for ever (StreamingLLM, arXiv:2309.17453).
+struct SlidingWindow {
+  int window;
+  int sink_tokens = 0;
+
+  PAGEDKV_HD float logit(float x, Position) const { return x; }
+  PAGEDKV_HD bool visible(Position p) const {
+    return p.key <= p.query && (p.query - p.key < window || p.key < sink_tokens);
+  }
+  PAGEDKV_HD KeyRanges keys(int query, int num_keys) const {
+    const int newest = min(query + 1, num_keys);
+    return {{0, min(sink_tokens, newest)}, {max(query - window + 1, sink_tokens), newest}};
+  }
+};
+
+/// Bends every logit smoothly into (-cap, cap): cap * tanh(x / cap) (Gemma 2, arXiv:2408.00118, sec. 2). Hides nothing.
+struct SoftCap {
+  float cap;
+
+  PAGEDKV_HD float logit(float x, Position) const { return cap * tanh(x / cap); }
+  PAGEDKV_HD bool visible(Position) const { return true; }
+  PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+};
+
+/// Adds slope * (key - query) to every logit (ALiBi, arXiv:2108.12409, sec. 3). Hides nothing.
+template <Space S = Space::host>
+struct Alibi {
+  static constexpr Space space = S;
+  const float* slopes;  // [q_heads]
+
+  PAGEDKV_HD float logit(float x, Position p) const { return x + slopes[p.q_head] * static_cast<float>(p.key - p.query); }
+  PAGEDKV_HD bool visible(Position) const { return true; }
+  PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+};
+
+/// A learned logit per head that takes weight from the keys and gives nothing back (gpt-oss, arXiv:2508.10925, sec. 2). Joins
+/// the denominator once a row, also where no key is visible.
+template <Space S = Space::host>
+struct SinkLogit {
+  static constexpr Space space = S;
+  const float* logits;  // [q_heads]
+
+  PAGEDKV_HD float logit(float x, Position) const { return x; }
+  PAGEDKV_HD bool visible(Position) const { return true; }
+  PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+  PAGEDKV_HD float prior(int q_head) const { return logits[q_head]; }
+};
+
+}  // namespace v0
+}  // namespace pagedkv
