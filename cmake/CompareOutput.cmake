@@ -1,4 +1,5 @@
 # Runs PROGRAM and fails unless its standard output is exactly the text of the file EXPECTED. Exit code 77 means: no GPU.
+cmake_minimum_required(VERSION 3.25)
 execute_process(COMMAND ${PROGRAM} OUTPUT_VARIABLE actual RESULT_VARIABLE result)
 if(result EQUAL 77)
   execute_process(COMMAND ${CMAKE_COMMAND} -E echo "no GPU: skipped")

@@ -1,0 +1,4 @@
+// Everything, for translation units that nvcc compiles.
+#pragma once
+
+#include "pagedkv/pagedkv.hpp"

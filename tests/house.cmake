@@ -1,0 +1,54 @@
+# Tests of the house rather than of the code: each header alone, the layers, the package as strangers use it, what must not compile.
+
+# Every header twice in a translation unit of its own: it needs no other include before it, and tolerates a second one.
+function(pagedkv_add_headers_alone target glob extension)
+  file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/include/${glob})
+  set(sources "")
+  foreach(header ${headers})
+    set(source ${CMAKE_CURRENT_BINARY_DIR}/headers_alone/${header}.${extension})
+    file(CONFIGURE OUTPUT ${source} CONTENT "// Generated: the header alone.\n#include \"${header}\"\n#include \"${header}\"\n")
+    list(APPEND sources ${source})
+  endforeach()
+  if(sources)
+    add_library(${target} OBJECT ${sources})
+    target_link_libraries(${target} PRIVATE pagedkv_warnings ${ARGN})
+    set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90a)
+  endif()
+endfunction()
+pagedkv_add_headers_alone(headers_alone *.hpp cpp pagedkv::pagedkv)
+if(PAGEDKV_HAS_CUDA)
+  pagedkv_add_headers_alone(headers_alone_cuda *.cuh cu pagedkv::cuda)
+endif()
+
+function(pagedkv_add_script_test name)
+  add_test(NAME house/${name} COMMAND ${CMAKE_COMMAND} ${ARGN})
+  set_tests_properties(house/${name} PROPERTIES LABELS house)
+endfunction()
+
+pagedkv_add_script_test(layers
+  -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/check_layers.cmake)
+pagedkv_add_script_test(layers_finds_every_breach
+  -DWORK=${CMAKE_CURRENT_BINARY_DIR}/breaches -P ${CMAKE_CURRENT_SOURCE_DIR}/check_layers_test.cmake)
+
+file(GLOB files CONFIGURE_DEPENDS compile_fail/*.cpp)
+foreach(file ${files})
+  cmake_path(GET file STEM name)
+  pagedkv_add_script_test(must_not_compile/${name}
+    -DFILE=${file} -DCOMPILER=${CMAKE_CXX_COMPILER} -DINCLUDE=${PROJECT_SOURCE_DIR}/include
+    -P ${CMAKE_CURRENT_SOURCE_DIR}/compile_fail/check.cmake)
+endforeach()
+
+function(pagedkv_add_consumer name)
+  pagedkv_add_script_test(consumer/${name} ${ARGN}
+    -DWORK=${CMAKE_CURRENT_BINARY_DIR}/consumer/${name} -DGENERATOR=${CMAKE_GENERATOR}
+    -DPAGEDKV_SOURCE=${PROJECT_SOURCE_DIR} -DPAGEDKV_BINARY=${PROJECT_BINARY_DIR}
+    -P ${CMAKE_CURRENT_SOURCE_DIR}/consumer/build.cmake)
+endfunction()
+pagedkv_add_consumer(subdirectory -DHOW=subdirectory)
+pagedkv_add_consumer(fetch_content -DHOW=fetch_content)
+if(PAGEDKV_INSTALL)
+  pagedkv_add_consumer(installed -DHOW=installed)
+  if(PAGEDKV_HAS_CUDA)
+    pagedkv_add_consumer(installed_cuda -DHOW=installed -DCOMPONENTS=cuda -DNVCC=${CMAKE_CUDA_COMPILER})
+  endif()
+endif()
