@@ -7,7 +7,7 @@ set(storage core storage)
 set(attention core cache storage attention)
 set(cpu core cache storage attention cpu)
 set(cuda/ptx core cuda/ptx)
-set(cuda/tile core cuda/ptx cuda/tile)
+set(cuda/tile core attention cuda/ptx cuda/tile)
 set(cuda_base cuda/error.cuh cuda/device.hpp cuda/device.cuh cuda/policy.hpp)  # what a launcher may know of the entries
 set(cuda/kernels core cache storage attention cuda/ptx cuda/tile cuda/kernels ${cuda_base})
 set(cuda core cache storage attention cuda/ptx cuda/tile cuda/kernels cuda)

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Builds the reference engine and generates text with the embedded model: on the GPU if there is one, else on the CPU.
+# Arguments go to the program (try --help); without any it shows the demo.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+source "$root/cmake/setup.sh"
+
+{
+  install_missing "${build_tools[@]}" "${engine_libraries[@]}"
+  read -ra cuda <<<"$(cuda_settings)"
+  build="$root/build/generate"
+  mkdir -p "$root/build"
+  cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPAGEDKV_BUILD_TESTS=OFF -DPAGEDKV_BUILD_BENCH=OFF \
+    "${cuda[@]}" >"$root/build/generate.log" 2>&1 || { cat "$root/build/generate.log"; exit 1; }
+  cmake --build "$build" --target generate
+} >&2
+exec "$build/generate" "$@"
