@@ -16,8 +16,8 @@
 #define PAGEDKV_HD
 #endif
 
-/// Says "if this is false, the library is wrong". Define it before the first include to replace it; by default it is the
-/// standard assert, and under NDEBUG an expression that is compiled (so that its variables count as used) but never run.
+/// Says "if this is false, the library is wrong". Define it before the first include to replace it.
+/// By default it is the standard assert; under NDEBUG it is compiled (so its variables count as used) but never run.
 #ifndef PAGEDKV_ASSERT
 #ifdef NDEBUG
 #define PAGEDKV_ASSERT(condition) static_cast<void>(true || (condition))

@@ -1,4 +1,4 @@
-// Storage types of K and V: bits plus conversions to and from float, round to nearest even, the same on host and device.
+// Storage types of K and V: bits, and conversions to and from float that round alike on host and device.
 #pragma once
 
 #include <bit>
@@ -71,7 +71,8 @@ PAGEDKV_HD inline float to_float(fp8_e4m3 x) {
   return detail::bits_float(sign | detail::float_bits(detail::bits_float(magnitude << 20) * 0x1p120f));
 }
 
-/// from_float<T>(x): x in storage type T, rounded to nearest, ties to even. fp8 and int8 saturate; NaN becomes 0 in int8.
+/// from_float<T>(x): x in storage type T, rounded to nearest, ties to even.
+/// fp8 and int8 saturate; NaN becomes 0 in int8.
 template <class T>
 PAGEDKV_HD T from_float(float x);
 
@@ -83,7 +84,7 @@ PAGEDKV_HD inline float from_float<float>(float x) {
 template <>
 PAGEDKV_HD inline bf16 from_float<bf16>(float x) {
   const std::uint32_t u = detail::float_bits(x);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((u >> 16) | 0x40u)};  // quiet NaN keeps its sign
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((u >> 16) | 0x40u)};  // a quiet NaN
   return {static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstdio>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -33,10 +34,11 @@ namespace detail {
 inline std::string describe(std::string_view text) { return std::string(text); }
 inline std::string describe(const char* text) { return text; }
 inline std::string describe(bool value) { return value ? "true" : "false"; }
-template <class Number>
-  requires std::integral<Number> || std::floating_point<Number>
-std::string describe(Number value) {
-  return std::to_string(value);
+inline std::string describe(std::integral auto value) { return std::to_string(value); }
+inline std::string describe(std::floating_point auto value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", static_cast<double>(value));  // to_string prints 1e-10 as 0.000000
+  return text;
 }
 
 inline std::string where(const std::source_location& location) {

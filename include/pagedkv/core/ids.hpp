@@ -16,7 +16,8 @@ PAGEDKV_HD constexpr std::int32_t to_index(BlockId id) { return static_cast<std:
 /// Where a pointer may be read.
 enum class Space { host, device };
 
-/// One token's place in a pool: block id * block_size + offset in the block. Negative: the row is dead, nothing is stored.
+/// One token's place in a pool: block id * block_size + offset in the block.
+/// Negative: the row is dead and nothing is stored.
 using Slot = std::int64_t;
 inline constexpr Slot dead_slot = -1;
 

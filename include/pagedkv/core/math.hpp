@@ -10,11 +10,13 @@
 namespace pagedkv {
 inline namespace v0 {
 
+/// a / b rounded up, for a >= 0 and b > 0; unlike (a + b - 1) / b it cannot overflow.
 template <std::integral T>
 PAGEDKV_HD constexpr T ceil_div(T a, T b) {
   return a / b + (a % b > 0 ? 1 : 0);
 }
 
+/// The smallest multiple of `multiple` that is not below a.
 template <std::integral T>
 PAGEDKV_HD constexpr T round_up(T a, T multiple) {
   return ceil_div(a, multiple) * multiple;
@@ -47,6 +49,7 @@ PAGEDKV_HD inline float exp2(float x) {
 #endif
 }
 
+/// e^x by way of exp2: the rounding of x * log2_e makes a relative error of up to about |x| * 1e-7.
 PAGEDKV_HD inline float exp(float x) { return exp2(x * log2_e); }
 
 PAGEDKV_HD inline float log(float x) {

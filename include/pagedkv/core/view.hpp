@@ -1,8 +1,9 @@
 // View: a pointer with extents and strides, trivially copyable, that knows on which side of the bus it may be read.
 #pragma once
 
+#include <concepts>
+#include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 #include "pagedkv/core/config.hpp"
 #include "pagedkv/core/ids.hpp"
@@ -34,10 +35,10 @@ struct View {
 
   PAGEDKV_HD constexpr bool empty() const { return data == nullptr; }
 
-  PAGEDKV_HD constexpr operator View<const T, Rank, S>() const
-    requires(!std::is_const_v<T>)
-  {
-    View<const T, Rank, S> view;
+  // A template, because nvcc warns of a conversion from View<const T> to itself, even of one that is constrained away.
+  template <std::same_as<const T> ConstT>
+  PAGEDKV_HD constexpr operator View<ConstT, Rank, S>() const {
+    View<ConstT, Rank, S> view;
     view.data = data;
     for (int d = 0; d < Rank; ++d) {
       view.extents[d] = extents[d];
