@@ -39,12 +39,12 @@ struct OnlineSoftmax {
   }
 
   /// Ends a row: output times `scale` is normalised, `lse` is the natural logarithm of the sum of exponentials. `prior` (-inf
-  /// for none) is counted here and nowhere else. A row without a key: scale 0, lse -inf or the prior.
+  /// for none) is counted here and nowhere else. A row without a key: scale 0, lse -inf or the prior. NaN stays NaN.
   struct Finished {
     float scale, lse;
   };
   PAGEDKV_HD Finished finish(float prior = -infinity) const {
-    if (max == -infinity) return {0.f, prior};
+    if (sum == 0.f) return {0.f, prior};  // the largest logit alone weighs 1: only a row without keys has no sum
     const float top = pagedkv::max(max, prior);
     const float own = exp(max - top);
     const float total = sum * own + (prior == -infinity ? 0.f : exp(prior - top));

@@ -54,7 +54,8 @@ struct AttentionPlan {
     if (split >= item.num_splits) return item;
     item.rows.begin = static_cast<int>(tile % tiles_per_seq) * query_tile;
     item.rows.end = min(item.rows.begin + query_tile, q_len);
-    item.keys = {split * split_keys, min((split + 1) * split_keys, kv_len)};
+    item.keys.begin = split * split_keys;
+    item.keys.end = item.keys.begin + min(split_keys, kv_len - item.keys.begin);
     return item;
   }
 
@@ -68,7 +69,7 @@ constexpr AttentionPlan make_plan(const TablesView<S>& tables, int query_tile, i
                                   int max_splits) {
   require(query_tile >= 1, "plan: query_tile", "at least 1", query_tile);
   require(key_tile >= 1, "plan: key_tile", "at least 1", key_tile);
-  require(split_keys >= 1, "plan: split_keys", "at least 1", split_keys);
+  require(split_keys >= 1 && split_keys <= 1 << 30, "plan: split_keys", "1 to 2^30", split_keys);
   require(max_splits >= 1, "plan: max_splits", "at least 1", max_splits);
   AttentionPlan plan;
   plan.num_seqs = tables.num_seqs();
