@@ -1,8 +1,8 @@
 // KvView: one layer's K and V as every kernel sees them; KvLayers: the same for all layers at one stride.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
-#include <type_traits>
 
 #include "pagedkv/core/config.hpp"
 #include "pagedkv/core/error.hpp"
@@ -25,9 +25,8 @@ struct KvView {
   PAGEDKV_HD constexpr int head_dim() const { return static_cast<int>(k.extents[3]); }
   PAGEDKV_HD constexpr int head_dim_v() const { return static_cast<int>(v.extents[3]); }
 
-  PAGEDKV_HD constexpr operator KvView<const T, S>() const
-    requires(!std::is_const_v<T>)
-  {
+  template <std::same_as<const T> ConstT>
+  PAGEDKV_HD constexpr operator KvView<ConstT, S>() const {
     return {.k = k, .v = v};
   }
 

@@ -1,0 +1,40 @@
+// Partials: where the pieces of a row wait for each other when several CTAs share its keys, and who joins them.
+#pragma once
+
+#include <cstdint>
+
+#include "pagedkv/attention/online_softmax.hpp"
+#include "pagedkv/core/config.hpp"
+#include "pagedkv/core/ids.hpp"
+#include "pagedkv/core/view.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+namespace cuda {
+
+/// Scratch memory in fp32; lives in L2 as long as it is small. Between calls every arrival counter is 0.
+struct Partials {
+  View<float, 2, Space::device> outputs;          // [capacity, head_dim_v], unnormalised
+  View<OnlineSoftmax, 1, Space::device> softmax;  // [capacity]
+  View<unsigned, 1, Space::device> arrivals;      // [capacity], CTAs that have done their share of a group of rows
+
+  PAGEDKV_HD std::int64_t capacity() const { return softmax.extents[0]; }
+};
+
+/// Called by all threads of a CTA when its partials are written: true in the last of `num_ctas` CTAs to come, which
+/// then sees the partials of the others. The counter is back at 0 for the next launch.
+__device__ inline bool is_last_to_arrive(unsigned& arrivals, int num_ctas) {
+  __shared__ bool is_last;
+  __syncthreads();  // all of this CTA's partials are written
+  if (threadIdx.x == 0) {
+    __threadfence();  // ... and seen by whoever sees the counter
+    is_last = atomicInc(&arrivals, static_cast<unsigned>(num_ctas - 1)) == static_cast<unsigned>(num_ctas - 1);
+    __threadfence();
+  }
+  __syncthreads();
+  return is_last;
+}
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace pagedkv

@@ -1,0 +1,93 @@
+// Every tuned number of the CUDA kernels, and which configurations they support: constexpr, no CUDA include.
+#pragma once
+
+#include <cstddef>
+
+#include "pagedkv/core/math.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+namespace cuda {
+
+/// What decides about a kernel before a problem is seen.
+struct KernelShape {
+  int arch = 80;  // as in DeviceInfo
+  int head_dim = 0, head_dim_v = 0;
+  int query_bytes = 2, element_bytes = 2;  // of one element of q; of K and V
+};
+
+/// Yes, or why not.
+struct Support {
+  const char* reason = nullptr;
+
+  constexpr explicit operator bool() const { return reason == nullptr; }
+};
+
+/// decode_simt: one warp per (query row, query head).
+struct DecodePolicy {
+  int max_warps;    // of a CTA
+  int query_tile;   // query rows of a work item, where a sequence brings more than one
+  int split_keys;   // a partial ends after so many keys whoever computes it: bits must not depend on the batch
+  int ctas_per_sm;  // splits of one row are shared among CTAs until the GPU has this many
+
+  friend constexpr bool operator==(const DecodePolicy&, const DecodePolicy&) = default;
+};
+
+/// prefill_sm80: a CTA per (query tile, query head); K and V flow through `stages` buffers of key_tile rows.
+struct PrefillPolicy {
+  int query_tile;  // query rows of a work item, 16 a warp
+  int key_tile;    // keys of one pass
+  int warps;       // of a CTA
+  int stages;      // key tiles in flight
+
+  friend constexpr bool operator==(const PrefillPolicy&, const PrefillPolicy&) = default;
+};
+
+/// One row serves every GPU: this kernel is the readable second opinion, not the fast one.
+constexpr DecodePolicy choose_decode(int /*arch*/, int /*head_dim*/, int /*element_bytes*/) {
+  return {.max_warps = 8, .query_tile = 4, .split_keys = 256, .ctas_per_sm = 8};
+}
+
+constexpr PrefillPolicy choose_prefill(int /*arch*/, int head_dim, int /*element_bytes*/) {
+  if (head_dim <= 128) return {.query_tile = 64, .key_tile = 64, .warps = 4, .stages = 2};
+  return {.query_tile = 64, .key_tile = 32, .warps = 4, .stages = 2};
+}
+
+/// Longest queries (max_q_len) below this are decode's, whatever prefill could do: a tile of 64 rows would stand empty.
+inline constexpr int prefill_min_q_len = 16;
+
+/// The least arch that any kernel is built for.
+inline constexpr int min_arch = 80;
+
+constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& shape) {
+  if (shape.arch < min_arch) return {"needs compute capability 8.0"};
+  if (shape.head_dim < 1 || shape.head_dim > 256) return {"head_dim must be 1 to 256"};
+  if (shape.head_dim_v < 1 || shape.head_dim_v > 256) return {"head_dim_v must be 1 to 256"};
+  if (policy.split_keys % 32 != 0) return {"split_keys must be a multiple of 32, the keys of one pass of a warp"};
+  return {};
+}
+
+/// Shared memory of prefill_sm80: the query tile, then K and V of every stage; 16-bit elements.
+constexpr std::size_t prefill_shared_bytes(const PrefillPolicy& policy, int head_dim, int head_dim_v) {
+  const int rows = policy.stages * policy.key_tile;
+  return 2 * static_cast<std::size_t>(policy.query_tile * head_dim + rows * (head_dim + head_dim_v));
+}
+
+/// 99 KiB is what a CTA gets on the smallest of the supported GPUs (compute capability 8.6 and 8.9).
+constexpr Support is_supported(const PrefillPolicy& policy, const KernelShape& shape,
+                               std::size_t shared_bytes_per_cta = 99 * 1024) {
+  if (shape.arch < min_arch) return {"needs compute capability 8.0"};
+  if (shape.query_bytes != 2 || shape.element_bytes != 2) return {"q, K and V must be of 16-bit elements"};
+  if (shape.head_dim < 16 || shape.head_dim > 256 || shape.head_dim % 16 != 0)
+    return {"head_dim must be a multiple of 16 up to 256"};
+  if (shape.head_dim_v < 16 || shape.head_dim_v > 256 || shape.head_dim_v % 16 != 0)
+    return {"head_dim_v must be a multiple of 16 up to 256"};
+  if (policy.query_tile != 16 * policy.warps) return {"a warp holds 16 query rows"};
+  if (prefill_shared_bytes(policy, shape.head_dim, shape.head_dim_v) > shared_bytes_per_cta)
+    return {"query and key tiles do not fit in shared memory"};
+  return {};
+}
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace pagedkv

@@ -1,0 +1,179 @@
+// Workspace: the only scratch memory of the CUDA kernels, and the way of a step's integers to the device.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string_view>
+
+#include "pagedkv/attention/online_softmax.hpp"
+#include "pagedkv/cache/step_plan.hpp"
+#include "pagedkv/cache/tables_view.hpp"
+#include "pagedkv/core/error.hpp"
+#include "pagedkv/core/ids.hpp"
+#include "pagedkv/core/math.hpp"
+#include "pagedkv/core/view.hpp"
+#include "pagedkv/cuda/device.cuh"
+#include "pagedkv/cuda/device.hpp"
+#include "pagedkv/cuda/kernels/partials.cuh"
+#include "pagedkv/cuda/memory.cuh"
+#include "pagedkv/cuda/staging.cuh"
+
+namespace pagedkv {
+inline namespace v0 {
+namespace cuda {
+
+/// A StepPlan on the device. Behind the fill, copies have no rows and slots are dead.
+struct StepView {
+  View<const BlockCopy, 1, Space::device> copies;  // [num_copies]
+  View<const Slot, 1, Space::device> slots;        // [num_rows]
+};
+
+/// Capacities; nothing grows later. Device memory: 4 * max_seqs * max_blocks_per_seq bytes of tables, 8 * max_tokens of
+/// slots, 4 * max_partials * (head_dim_v + 3) of partials; pinned host memory: num_buffers times tables and slots.
+struct WorkspaceOptions {
+  int max_seqs = 256;
+  int max_blocks_per_seq = 1024;
+  int max_tokens = 8192;  // rows that one step stores
+  int max_copies = 1024;  // block copies of one step
+  int max_partials =
+      16384;  // (query row, query head, split): calls that would need more do not share a row's keys among CTAs
+  int head_dim_v = 256;  // the largest in use
+  int num_buffers = 2;   // uploads that may be in flight before the host waits
+};
+
+/// Belongs to the device that was current when it was made, and to one stream at a time: calls that share a workspace
+/// must be ordered. Making one allocates and synchronises; using one does neither (a host that is num_buffers uploads
+/// ahead waits for the oldest). Addresses never change, so a captured graph stays valid and sees each new upload.
+class Workspace {
+ public:
+  /// Throws InvalidArgument on a capacity below 1, CudaError where memory runs out.
+  explicit Workspace(const WorkspaceOptions& options)
+      : options_(checked(options)),
+        device_(this_device()),
+        tables_(table_bytes(options), options.num_buffers),
+        step_(step_bytes(options), options.num_buffers),
+        outputs_(size(options.max_partials) * size(options.head_dim_v)),
+        softmax_(size(options.max_partials)),
+        arrivals_(size(options.max_partials)) {}
+
+  const WorkspaceOptions& options() const { return options_; }
+  const DeviceInfo& device() const { return device_; }
+
+  /// Copies block tables and lengths to the device, stream-ordered; the host may change its own at once. Sequences
+  /// behind the fill get no queries and no keys. Throws InvalidArgument, before anything is enqueued, if the batch
+  /// exceeds the capacities or the stream captures a graph.
+  TablesView<Space::device> upload(const TablesView<Space::host>& tables, cudaStream_t stream) {
+    const std::int64_t num_seqs = tables.num_seqs(), width = tables.block_ids.extents[1];
+    require(num_seqs <= options_.max_seqs, "workspace: sequences, at most", options_.max_seqs, num_seqs);
+    require(width <= options_.max_blocks_per_seq, "workspace: blocks of a sequence, at most",
+            options_.max_blocks_per_seq, width);
+    auto* const kv_len = reinterpret_cast<std::int32_t*>(tables_.fill(stream));
+    auto* const query_begin = kv_len + options_.max_seqs;
+    auto* const block_ids = query_begin + options_.max_seqs + 1;
+    query_begin[0] = 0;
+    for (std::int64_t s = 0; s < options_.max_seqs; ++s) {
+      kv_len[s] = s < num_seqs ? tables.kv_len(s) : 0;
+      query_begin[s + 1] = s < num_seqs ? tables.query_begin(s + 1) : query_begin[s];
+    }
+    for (std::int64_t s = 0; s < num_seqs; ++s)
+      for (std::int64_t i = 0; i < width; ++i) block_ids[s * options_.max_blocks_per_seq + i] = tables.block_ids(s, i);
+    const std::size_t num_integers =
+        2 * size(options_.max_seqs) + 1 + size(num_seqs) * size(options_.max_blocks_per_seq);
+    tables_.upload(num_integers * sizeof(std::int32_t), stream);
+    return tables_view(num_seqs, tables.max_q_len, tables.max_kv_len);
+  }
+
+  /// What to capture a graph with: all max_seqs rows, at the addresses that every upload fills. Replays may bring any
+  /// lengths up to the stated bounds.
+  TablesView<Space::device> tables(int max_q_len, int max_kv_len) const {
+    return tables_view(options_.max_seqs, max_q_len, max_kv_len);
+  }
+
+  /// Copies a step's block copies and slots to the device, like the tables.
+  StepView upload(const StepPlan& step, cudaStream_t stream) {
+    const auto copies = step.copies();
+    const auto slots = step.slots();
+    require(copies.size() <= size(options_.max_copies), "workspace: copies of a step, at most", options_.max_copies,
+            copies.size());
+    require(slots.size() <= size(options_.max_tokens), "workspace: rows of a step, at most", options_.max_tokens,
+            slots.size());
+    std::byte* const data = step_.fill(stream);
+    auto* const to_slots = reinterpret_cast<Slot*>(data);
+    std::fill(std::copy(slots.begin(), slots.end(), to_slots), to_slots + options_.max_tokens, dead_slot);
+    auto* const to_copies = reinterpret_cast<BlockCopy*>(to_slots + options_.max_tokens);
+    const BlockCopy no_copy{BlockId::none, BlockId::none, 0};
+    std::fill(std::copy(copies.begin(), copies.end(), to_copies), to_copies + options_.max_copies, no_copy);
+    step_.upload(step_bytes(options_), stream);
+    return step_view(static_cast<std::int64_t>(copies.size()), static_cast<std::int64_t>(slots.size()));
+  }
+
+  /// What to capture a graph with: max_copies copies and `num_rows` slots, of which the last upload filled a part.
+  StepView step(int num_rows) const {
+    require(num_rows >= 0 && num_rows <= options_.max_tokens, "workspace: rows of a step, at most", options_.max_tokens,
+            num_rows);
+    return step_view(options_.max_copies, num_rows);
+  }
+
+  /// For launchers: where splits wait to be merged.
+  Partials partials() const {
+    const std::int64_t capacity = options_.max_partials, columns = options_.head_dim_v;
+    return {.outputs = dense_view<Space::device>(outputs_.data(), {capacity, columns}),
+            .softmax = dense_view<Space::device>(softmax_.data(), {capacity}),
+            .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity})};
+  }
+
+ private:
+  static constexpr std::size_t size(std::int64_t count) { return static_cast<std::size_t>(count); }
+
+  static const WorkspaceOptions& checked(const WorkspaceOptions& options) {
+    const auto at_least_1 = [](int value, std::string_view what) { require(value >= 1, what, "at least 1", value); };
+    at_least_1(options.max_seqs, "workspace: max_seqs");
+    at_least_1(options.max_blocks_per_seq, "workspace: max_blocks_per_seq");
+    at_least_1(options.max_tokens, "workspace: max_tokens");
+    at_least_1(options.max_copies, "workspace: max_copies");
+    at_least_1(options.max_partials, "workspace: max_partials");
+    at_least_1(options.head_dim_v, "workspace: head_dim_v");
+    return options;
+  }
+  static std::size_t table_bytes(const WorkspaceOptions& options) {
+    const std::size_t num_seqs = size(options.max_seqs);
+    return (2 * num_seqs + 1 + num_seqs * size(options.max_blocks_per_seq)) * sizeof(std::int32_t);
+  }
+  static std::size_t step_bytes(const WorkspaceOptions& options) {
+    return size(options.max_tokens) * sizeof(Slot) + size(options.max_copies) * sizeof(BlockCopy);
+  }
+
+  TablesView<Space::device> tables_view(std::int64_t num_seqs, int max_q_len, int max_kv_len) const {
+    const auto* const kv_len = reinterpret_cast<const std::int32_t*>(tables_.device());
+    const auto* const query_begin = kv_len + options_.max_seqs;
+    const auto* const block_ids = query_begin + options_.max_seqs + 1;
+    return {.block_ids = dense_view<Space::device>(block_ids, {num_seqs, options_.max_blocks_per_seq}),
+            .kv_len = dense_view<Space::device>(kv_len, {num_seqs}),
+            .query_begin = dense_view<Space::device>(query_begin, {num_seqs + 1}),
+            .max_q_len = max_q_len,
+            .max_kv_len = max_kv_len};
+  }
+
+  StepView step_view(std::int64_t num_copies, std::int64_t num_rows) const {
+    const auto* const slots = reinterpret_cast<const Slot*>(step_.device());
+    const auto* const copies = reinterpret_cast<const BlockCopy*>(slots + options_.max_tokens);
+    return {.copies = dense_view<Space::device>(copies, {num_copies}),
+            .slots = dense_view<Space::device>(slots, {num_rows})};
+  }
+
+  WorkspaceOptions options_;
+  DeviceInfo device_;
+  StagedArray tables_;  // kv_len [max_seqs], query_begin [max_seqs + 1], block_ids [max_seqs, max_blocks_per_seq]
+  StagedArray step_;    // slots [max_tokens], copies [max_copies]
+  DeviceArray<float> outputs_;  // [max_partials, head_dim_v]
+  DeviceArray<OnlineSoftmax> softmax_;
+  DeviceArray<unsigned> arrivals_;
+};
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace pagedkv
