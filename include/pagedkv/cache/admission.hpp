@@ -1,0 +1,63 @@
+// Admission: how a request may start, and the three answers: it fits now, it fits later, it never fits.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string_view>
+
+#include "pagedkv/cache/prefix_scope.hpp"
+#include "pagedkv/core/error.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+
+/// How to admit one request. The first four fields are its PrefixScope.
+struct AdmitOptions {
+  std::uint64_t salt = 0;
+  std::string_view model = {};
+  std::string_view adapter = {};
+  std::span<const PrefixExtra> extras = {};
+  bool partial_blocks = false;  // also take the matching first rows of a block, by copying them
+  bool skip_lookup = false;     // compute everything (e.g. logits of all tokens are wanted); not counted as a miss
+  int max_append = std::numeric_limits<int>::max();  // append at most this many tokens now, >= 1; the rest by append()
+  int watermark = 0;                                 // blocks that must remain available afterwards
+
+  PrefixScope scope() const { return {.salt = salt, .model = model, .adapter = adapter, .extras = extras}; }
+};
+
+/// What admit() did: the first `cached` tokens are there, `to_compute` are not, `appended` of those have slots now.
+struct Admitted {
+  int cached;
+  int to_compute;
+  int appended;
+};
+
+/// Why a request was not admitted: it fits when others have left, or never, because the pool is too small for it.
+enum class Refusal { later, never };
+
+/// Admitted or Refusal.
+class [[nodiscard]] Admission {
+ public:
+  Admission(const Admitted& admitted) : admitted_(admitted), is_admitted_(true) {}
+  Admission(Refusal refusal) : refusal_(refusal) {}
+
+  explicit operator bool() const { return is_admitted_; }
+  const Admitted& operator*() const {
+    require(is_admitted_, "Admission: request", "admitted", "refused");
+    return admitted_;
+  }
+  const Admitted* operator->() const { return &**this; }
+  Refusal refusal() const {
+    require(!is_admitted_, "Admission: request", "refused", "admitted");
+    return refusal_;
+  }
+
+ private:
+  Admitted admitted_ = {};
+  Refusal refusal_ = Refusal::later;
+  bool is_admitted_ = false;
+};
+
+}  // namespace v0
+}  // namespace pagedkv
