@@ -29,6 +29,7 @@ struct DecodePolicy {
   int query_tile;   // query rows of a work item, where a sequence brings more than one
   int split_keys;   // a partial ends after so many keys whoever computes it: bits must not depend on the batch
   int ctas_per_sm;  // splits of one row are shared among CTAs until the GPU has this many
+  int max_ctas;     // of a grid; behind it CTAs take several units of work, so no batch is too large
 
   friend constexpr bool operator==(const DecodePolicy&, const DecodePolicy&) = default;
 };
@@ -45,7 +46,7 @@ struct PrefillPolicy {
 
 /// One row serves every GPU: this kernel is the readable second opinion, not the fast one.
 constexpr DecodePolicy choose_decode(int /*arch*/, int /*head_dim*/, int /*element_bytes*/) {
-  return {.max_warps = 8, .query_tile = 4, .split_keys = 256, .ctas_per_sm = 8};
+  return {.max_warps = 8, .query_tile = 4, .split_keys = 256, .ctas_per_sm = 8, .max_ctas = 1 << 16};
 }
 
 constexpr PrefillPolicy choose_prefill(int /*arch*/, int head_dim, int /*element_bytes*/) {

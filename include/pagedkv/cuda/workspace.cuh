@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "pagedkv/attention/online_softmax.hpp"
+#include "pagedkv/cache/batch_tables.hpp"
 #include "pagedkv/cache/step_plan.hpp"
 #include "pagedkv/cache/tables_view.hpp"
 #include "pagedkv/core/error.hpp"
@@ -85,6 +86,10 @@ class Workspace {
         2 * size(options_.max_seqs) + 1 + size(num_seqs) * size(options_.max_blocks_per_seq);
     tables_.upload(num_integers * sizeof(std::int32_t), stream);
     return tables_view(num_seqs, tables.max_q_len, tables.max_kv_len);
+  }
+
+  TablesView<Space::device> upload(const BatchTables& tables, cudaStream_t stream) {
+    return upload(tables.view(), stream);
   }
 
   /// What to capture a graph with: all max_seqs rows, at the addresses that every upload fills. Replays may bring any
