@@ -12,6 +12,7 @@ set(cuda_base cuda/error.cuh cuda/device.hpp cuda/device.cuh cuda/policy.hpp)  #
 set(cuda/kernels core cache storage attention cuda/ptx cuda/tile cuda/kernels ${cuda_base})
 set(cuda core cache storage attention cuda/ptx cuda/tile cuda/kernels cuda)
 
+cmake_path(ABSOLUTE_PATH ROOT)
 set(home ${ROOT}/include/pagedkv)
 set(umbrellas pagedkv.hpp pagedkv.cuh)
 set(complaints "")
@@ -20,6 +21,9 @@ macro(complain text)
 endmacro()
 
 file(GLOB_RECURSE headers RELATIVE ${home} ${home}/*)
+if(NOT headers)
+  message(FATAL_ERROR "no headers under ${home}")
+endif()
 foreach(header ${headers})
   cmake_path(GET header PARENT_PATH room)
   cmake_path(GET header EXTENSION LAST_ONLY extension)

@@ -31,10 +31,17 @@ pagedkv_add_script_test(layers_finds_every_breach
   -DWORK=${CMAKE_CURRENT_BINARY_DIR}/breaches -P ${CMAKE_CURRENT_SOURCE_DIR}/check_layers_test.cmake)
 
 file(GLOB files CONFIGURE_DEPENDS compile_fail/*.cpp)
-foreach(file ${files})
+if(PAGEDKV_HAS_CUDA)
+  file(GLOB gpu_files CONFIGURE_DEPENDS compile_fail/*.cu)
+endif()
+foreach(file ${files} ${gpu_files})
   cmake_path(GET file STEM name)
+  set(compiler ${CMAKE_CXX_COMPILER})
+  if(file IN_LIST gpu_files)
+    set(compiler ${CMAKE_CUDA_COMPILER})
+  endif()
   pagedkv_add_script_test(must_not_compile/${name}
-    -DFILE=${file} -DCOMPILER=${CMAKE_CXX_COMPILER} -DINCLUDE=${PROJECT_SOURCE_DIR}/include
+    -DFILE=${file} -DCOMPILER=${compiler} -DINCLUDE=${PROJECT_SOURCE_DIR}/include
     -P ${CMAKE_CURRENT_SOURCE_DIR}/compile_fail/check.cmake)
 endforeach()
 

@@ -5,7 +5,11 @@ file(STRINGS ${FILE} lines REGEX "^// error: ")
 list(GET lines 0 expected)
 string(REPLACE "// error: " "" expected "${expected}")
 
-set(command ${COMPILER} -std=c++20 -fsyntax-only -I${INCLUDE} ${FILE})
+set(only_check -fsyntax-only)
+if(FILE MATCHES "\\.cu$")
+  set(only_check -arch=sm_80 -ptx -o /dev/null)  # nvcc's nearest to it
+endif()
+set(command ${COMPILER} -std=c++20 ${only_check} -I${INCLUDE} ${FILE})
 execute_process(COMMAND ${command} -DMUST_COMPILE RESULT_VARIABLE result ERROR_VARIABLE errors)
 if(NOT result EQUAL 0)
   message(FATAL_ERROR "the correct half does not compile:\n${errors}")
