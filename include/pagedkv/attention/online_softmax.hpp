@@ -7,9 +7,9 @@
 namespace pagedkv {
 inline namespace v0 {
 
-/// The running maximum and sum of exponentials of one row ("Online normalizer calculation for softmax", arXiv:1805.02867,
-/// sec. 3). The output that goes with it is a sum of values, each weighted by exp(logit - max): unnormalised. Logits are
-/// natural; -inf means "not visible"; a fresh row has max -inf and sum 0.
+/// The running maximum and sum of exponentials of one row ("Online normalizer calculation for softmax",
+/// arXiv:1805.02867, sec. 3). The output that goes with it is a sum of values, each weighted by exp(logit - max):
+/// unnormalised. Logits are natural; -inf means "not visible"; a fresh row has max -inf and sum 0.
 struct OnlineSoftmax {
   float max = -infinity;
   float sum = 0.f;
@@ -27,7 +27,8 @@ struct OnlineSoftmax {
   /// The weight of a logit, after raise() has seen it. Add it to `sum` once.
   PAGEDKV_HD float weight(float logit) const { return logit == -infinity ? 0.f : exp(logit - max); }
 
-  /// Joins another piece of the same row. Returns the factors of both outputs: output = own * output + other * its output.
+  /// Joins another piece of the same row. Returns the factors of both outputs: output = own * output + other * its
+  /// output.
   struct Factors {
     float own, other;
   };
@@ -38,8 +39,9 @@ struct OnlineSoftmax {
     return {own, other};
   }
 
-  /// Ends a row: output times `scale` is normalised, `lse` is the natural logarithm of the sum of exponentials. `prior` (-inf
-  /// for none) is counted here and nowhere else. A row without a key: scale 0, lse -inf or the prior. NaN stays NaN.
+  /// Ends a row: output times `scale` is normalised, `lse` is the natural logarithm of the sum of exponentials. `prior`
+  /// (-inf for none) is counted here and nowhere else. A row without a key: scale 0, lse -inf or the prior. NaN stays
+  /// NaN.
   struct Finished {
     float scale, lse;
   };

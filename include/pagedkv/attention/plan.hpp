@@ -23,8 +23,8 @@ struct QueryRows {
   PAGEDKV_HD constexpr bool empty() const { return begin >= end; }
 };
 
-/// One piece of work: these query rows against these keys, for one KV head at a time. `split` of `num_splits` pieces of the
-/// same rows are merged in order. No rows: nothing to do.
+/// One piece of work: these query rows against these keys, for one KV head at a time. `split` of `num_splits` pieces of
+/// the same rows are merged in order. No rows: nothing to do.
 struct WorkItem {
   QueryRows rows;
   KeyRange keys;
@@ -32,8 +32,8 @@ struct WorkItem {
 };
 
 /// How a call is cut. Split boundaries are absolute key positions and depend on the stated bounds alone, never on the
-/// batch: a sequence gets the same bits alone and in any company, as long as the bounds stay (FlashDecoding's split of the
-/// keys, with fixed boundaries).
+/// batch: a sequence gets the same bits alone and in any company, as long as the bounds stay (FlashDecoding's split of
+/// the keys, with fixed boundaries).
 struct AttentionPlan {
   int num_seqs = 0;
   int query_tile = 1;     // queries an item holds at most
@@ -62,8 +62,8 @@ struct AttentionPlan {
   friend constexpr bool operator==(const AttentionPlan&, const AttentionPlan&) = default;
 };
 
-/// The plan for `tables`' stated bounds. split_keys is rounded up so that no call has more than `max_splits` splits, and to
-/// a multiple of `key_tile`, so that a boundary never cuts a tile of keys.
+/// The plan for `tables`' stated bounds. split_keys is rounded up so that no call has more than `max_splits` splits,
+/// and to a multiple of `key_tile`, so that a boundary never cuts a tile of keys.
 template <Space S>
 constexpr AttentionPlan make_plan(const TablesView<S>& tables, int query_tile, int key_tile, int split_keys,
                                   int max_splits) {

@@ -27,12 +27,12 @@ struct AttentionProblem {
   using Element = KV;
   using Output = O;
 
-  View<const Q, 3, S> q;    // [num_tokens, q_heads, head_dim]
-  KvView<const KV, S> kv;   // K [num_blocks, kv_heads, block_size, head_dim], V with head_dim_v
-  TablesView<S> tables;     // [num_seqs, ...]
-  View<O, 3, S> out;        // [num_tokens, q_heads, head_dim_v]
-  View<float, 2, S> lse;    // [num_tokens, q_heads], natural logarithm; empty: not wanted
-  float scale = 1.f;        // of q . k, usually 1 / sqrt(head_dim)
+  View<const Q, 3, S> q;   // [num_tokens, q_heads, head_dim]
+  KvView<const KV, S> kv;  // K [num_blocks, kv_heads, block_size, head_dim], V with head_dim_v
+  TablesView<S> tables;    // [num_seqs, ...]
+  View<O, 3, S> out;       // [num_tokens, q_heads, head_dim_v]
+  View<float, 2, S> lse;   // [num_tokens, q_heads], natural logarithm; empty: not wanted
+  float scale = 1.f;       // of q . k, usually 1 / sqrt(head_dim)
 
   PAGEDKV_HD int num_tokens() const { return static_cast<int>(q.extents[0]); }
   PAGEDKV_HD int q_heads() const { return static_cast<int>(q.extents[1]); }
@@ -41,8 +41,8 @@ struct AttentionProblem {
   PAGEDKV_HD int kv_heads() const { return kv.kv_heads(); }
   PAGEDKV_HD int group_size() const { return q_heads() / kv_heads(); }
 
-  /// Throws InvalidArgument where shapes or strides disagree. O(1): lengths and ids, which may live on a device, are the
-  /// caller's word.
+  /// Throws InvalidArgument where shapes or strides disagree. O(1): lengths and ids, which may live on a device, are
+  /// the caller's word.
   void validate() const {
     kv.validate();
     require(!q.empty() || q.extents[0] == 0, "problem.q: pointer", "not null", "null");
@@ -51,7 +51,8 @@ struct AttentionProblem {
     require(out.strides[2] == 1, "problem.out: stride of head_dim_v", 1, out.strides[2]);
     require(q.extents[2] == kv.head_dim(), "problem.q: head_dim like kv.k's,", kv.head_dim(), q.extents[2]);
     require(q.extents[1] >= 1 && q.extents[1] % kv.kv_heads() == 0,
-            "problem.q: q_heads a multiple of kv_heads " + std::to_string(kv.kv_heads()) + ",", "a multiple", q.extents[1]);
+            "problem.q: q_heads a multiple of kv_heads " + std::to_string(kv.kv_heads()) + ",", "a multiple",
+            q.extents[1]);
     require(out.extents[0] == q.extents[0], "problem.out: num_tokens like q's,", q.extents[0], out.extents[0]);
     require(out.extents[1] == q.extents[1], "problem.out: q_heads like q's,", q.extents[1], out.extents[1]);
     require(out.extents[2] == kv.head_dim_v(), "problem.out: head_dim_v like kv.v's,", kv.head_dim_v(), out.extents[2]);
@@ -67,8 +68,8 @@ struct AttentionProblem {
             tables.query_begin.extents[0]);
     require(tables.max_q_len >= 0, "problem.tables.max_q_len", "0 or more", tables.max_q_len);
     const std::int64_t capacity = tables.block_ids.extents[1] * kv.block_size();
-    require(tables.max_kv_len >= 0 && tables.max_kv_len <= capacity, "problem.tables.max_kv_len: at most what a row can name,",
-            capacity, tables.max_kv_len);
+    require(tables.max_kv_len >= 0 && tables.max_kv_len <= capacity,
+            "problem.tables.max_kv_len: at most what a row can name,", capacity, tables.max_kv_len);
   }
 };
 

@@ -12,8 +12,8 @@
 namespace pagedkv {
 inline namespace v0 {
 
-/// Where a logit stands. Positions are 0-based in the whole sequence, cached prefix included; a query of a sequence with
-/// more queries than keys has a negative position.
+/// Where a logit stands. Positions are 0-based in the whole sequence, cached prefix included; a query of a sequence
+/// with more queries than keys has a negative position.
 struct Position {
   int query, key, q_head, sequence;
 };
@@ -42,10 +42,11 @@ struct KeyRanges {
   }
 };
 
-/// Covers everything in both. Three possible second pieces share one range, which may be generous; bounds of empty pieces
-/// take part, so that what never moved back in `a` and `b` never moves back here.
+/// Covers everything in both. Three possible second pieces share one range, which may be generous; bounds of empty
+/// pieces take part, so that what never moved back in `a` and `b` never moves back here.
 PAGEDKV_HD constexpr KeyRanges intersect(const KeyRanges& a, const KeyRanges& b) {
-  const KeyRange ab = intersect(a.first, b.second), ba = intersect(a.second, b.first), bb = intersect(a.second, b.second);
+  const KeyRange ab = intersect(a.first, b.second), ba = intersect(a.second, b.first),
+                 bb = intersect(a.second, b.second);
   return {intersect(a.first, b.first), {min(min(ab.begin, ba.begin), bb.begin), max(max(ab.end, ba.end), bb.end)}};
 }
 
@@ -57,7 +58,8 @@ PAGEDKV_HD constexpr KeyRanges cover(const KeyRanges& earliest, const KeyRanges&
 /// A rule of attention: a trivially copyable struct with three answers.
 ///   logit(x, position)      the logit to use instead of x (x is scaled, in natural units)
 ///   visible(position)       may this query see this key
-///   keys(query, num_keys)   ranges that cover all visible keys in [0, num_keys); for a later query no bound moves back,
+///   keys(query, num_keys)   ranges that cover all visible keys in [0, num_keys); for a later query no bound moves
+///   back,
 ///                           so that tiles of keys can be skipped for tiles of queries
 /// and optionally
 ///   prior(q_head)           a logit that joins only the denominator, once a row
@@ -76,13 +78,16 @@ concept HasPrior = AttentionVariant<V> && requires(const V v, int q_head) {
 
 /// May a kernel on side S use this rule? Rules without pointers may go anywhere.
 template <class V, Space S>
-concept VariantFor = AttentionVariant<V> && (!requires { V::space; } || requires { requires V::space == S; });
+concept VariantFor = AttentionVariant<V> &&(
+    !requires { V::space; } || requires { requires V::space == S; });
 
 /// The rule's prior, -inf where it has none.
 template <AttentionVariant V>
 PAGEDKV_HD float prior_of(const V& variant, int q_head) {
-  if constexpr (HasPrior<V>) return variant.prior(q_head);
-  else return -infinity;
+  if constexpr (HasPrior<V>)
+    return variant.prior(q_head);
+  else
+    return -infinity;
 }
 
 namespace detail {
@@ -92,22 +97,21 @@ template <class A, class B>
 struct ChainSpace {};
 
 template <class A, class B>
-  requires(requires { A::space; } && !requires { B::space; })
-struct ChainSpace<A, B> {
+requires(
+    requires { A::space; } && !requires { B::space; }) struct ChainSpace<A, B> {
   static constexpr Space space = A::space;
 };
 
 template <class A, class B>
-  requires(requires { B::space; })
-struct ChainSpace<A, B> {
+requires(requires { B::space; }) struct ChainSpace<A, B> {
   static_assert(VariantFor<A, B::space>, "chain: one rule holds host pointers, the other device pointers");
   static constexpr Space space = B::space;
 };
 
 }  // namespace detail
 
-/// Both rules: logits pass through `a`, then `b`; a key must be visible to both; key ranges are intersected; priors add up in
-/// the denominator. Rules that widen (a window that also keeps the first tokens) are one rule, not a chain.
+/// Both rules: logits pass through `a`, then `b`; a key must be visible to both; key ranges are intersected; priors add
+/// up in the denominator. Rules that widen (a window that also keeps the first tokens) are one rule, not a chain.
 template <AttentionVariant A, AttentionVariant B>
 struct Chain : detail::ChainSpace<A, B> {
   A a;
@@ -120,9 +124,7 @@ struct Chain : detail::ChainSpace<A, B> {
   PAGEDKV_HD KeyRanges keys(int query, int num_keys) const {
     return intersect(a.keys(query, num_keys), b.keys(query, num_keys));
   }
-  PAGEDKV_HD float prior(int q_head) const
-    requires(HasPrior<A> || HasPrior<B>)
-  {
+  PAGEDKV_HD float prior(int q_head) const requires(HasPrior<A> || HasPrior<B>) {
     const float x = prior_of(a, q_head), y = prior_of(b, q_head);
     const float high = max(x, y), low = min(x, y);
     return low == -infinity ? high : high + log(1.f + exp(low - high));

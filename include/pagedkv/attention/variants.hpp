@@ -1,4 +1,5 @@
-// The rules of attention in use: causal, full, sliding window, soft cap, ALiBi, sink logits. Small structs, to be chained.
+// The rules of attention in use: causal, full, sliding window, soft cap, ALiBi, sink logits. Small structs, to be
+// chained.
 #pragma once
 
 #include "pagedkv/attention/variant.hpp"
@@ -23,8 +24,8 @@ struct Full {
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
 };
 
-/// Causal, and only the `window` newest visible keys, itself included (Mistral 7B, arXiv:2310.06825, sec. 2), plus the first
-/// `sink_tokens` keys for ever (StreamingLLM, arXiv:2309.17453).
+/// Causal, and only the `window` newest visible keys, itself included (Mistral 7B, arXiv:2310.06825, sec. 2), plus the
+/// first `sink_tokens` keys for ever (StreamingLLM, arXiv:2309.17453).
 struct SlidingWindow {
   int window;
   int sink_tokens = 0;
@@ -54,13 +55,15 @@ struct Alibi {
   static constexpr Space space = S;
   const float* slopes;  // [q_heads]
 
-  PAGEDKV_HD float logit(float x, Position p) const { return x + slopes[p.q_head] * static_cast<float>(p.key - p.query); }
+  PAGEDKV_HD float logit(float x, Position p) const {
+    return x + slopes[p.q_head] * static_cast<float>(p.key - p.query);
+  }
   PAGEDKV_HD bool visible(Position) const { return true; }
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
 };
 
-/// A learned logit per head that takes weight from the keys and gives nothing back (gpt-oss, arXiv:2508.10925, sec. 2). Joins
-/// the denominator once a row, also where no key is visible.
+/// A learned logit per head that takes weight from the keys and gives nothing back (gpt-oss, arXiv:2508.10925, sec. 2).
+/// Joins the denominator once a row, also where no key is visible.
 template <Space S = Space::host>
 struct SinkLogit {
   static constexpr Space space = S;

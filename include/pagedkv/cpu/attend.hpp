@@ -47,11 +47,12 @@ void validate_lengths(const Problem& problem) {
   for (int s = 0; s < tables.num_seqs(); ++s) {
     require(tables.q_len(s) >= 0 && tables.q_len(s) <= tables.max_q_len, "problem.tables: q_len from 0 to max_q_len",
             tables.max_q_len, tables.q_len(s));
-    require(tables.kv_len(s) >= 0 && tables.kv_len(s) <= tables.max_kv_len, "problem.tables: kv_len from 0 to max_kv_len",
-            tables.max_kv_len, tables.kv_len(s));
+    require(tables.kv_len(s) >= 0 && tables.kv_len(s) <= tables.max_kv_len,
+            "problem.tables: kv_len from 0 to max_kv_len", tables.max_kv_len, tables.kv_len(s));
   }
-  require(tables.query_begin(tables.num_seqs()) <= problem.num_tokens(), "problem.tables.query_begin: at most num_tokens",
-          problem.num_tokens(), tables.query_begin(tables.num_seqs()));
+  require(tables.query_begin(tables.num_seqs()) <= problem.num_tokens(),
+          "problem.tables.query_begin: at most num_tokens", problem.num_tokens(),
+          tables.query_begin(tables.num_seqs()));
 }
 
 /// Covers every key that a row of `rows` can see.
@@ -123,7 +124,8 @@ class Attention {
   // Rows whose partials are kept at a time: enough for any number of threads, little against a pool.
   static constexpr std::int64_t max_partial_rows = 1 << 16;
 
-  // Runs the items from `begin` on, whole tiles, as many as max_partial_rows allows. Returns where the next wave begins.
+  // Runs the items from `begin` on, whole tiles, as many as max_partial_rows allows. Returns where the next wave
+  // begins.
   template <class E>
   std::size_t run_wave(std::size_t begin, E& executor) {
     std::vector<std::size_t> split_tiles;  // first items of tiles that are to be merged
@@ -140,13 +142,11 @@ class Attention {
     partials_.reset(partial_rows);
     const int kv_heads = problem_.kv_heads();
     const auto num_tasks = [&](std::size_t count) { return static_cast<int>(count) * kv_heads; };
-    executor(num_tasks(end - begin), [&](int task) {
-      attend_item(begin + static_cast<std::size_t>(task / kv_heads), task % kv_heads);
-    });
+    executor(num_tasks(end - begin),
+             [&](int task) { attend_item(begin + static_cast<std::size_t>(task / kv_heads), task % kv_heads); });
     if (split_tiles.empty()) return end;
-    executor(num_tasks(split_tiles.size()), [&](int task) {
-      merge_tile(split_tiles[static_cast<std::size_t>(task / kv_heads)], task % kv_heads);
-    });
+    executor(num_tasks(split_tiles.size()),
+             [&](int task) { merge_tile(split_tiles[static_cast<std::size_t>(task / kv_heads)], task % kv_heads); });
     return end;
   }
 
@@ -250,11 +250,12 @@ class Attention {
 }  // namespace detail
 
 /// Attention over a paged cache: decode, prefill and mixed batches (PagedAttention, arXiv:2309.06180; split keys as in
-/// Flash-Decoding). Fills problem.out and, unless empty, problem.lse; rows of q behind the last sequence are left alone.
-/// Sums are float; reads K and V only where variant.keys() says a query may look. Scratch: a few MB, freed on return.
-/// Same inputs, same bits on one build, with any executor. Throws InvalidArgument (shapes, lengths) before writing.
+/// Flash-Decoding). Fills problem.out and, unless empty, problem.lse; rows of q behind the last sequence are left
+/// alone. Sums are float; reads K and V only where variant.keys() says a query may look. Scratch: a few MB, freed on
+/// return. Same inputs, same bits on one build, with any executor. Throws InvalidArgument (shapes, lengths) before
+/// writing.
 template <StorageType Q, StorageType KV, StorageType O, VariantFor<Space::host> V, class E = InlineExecutor>
-  requires Executor<std::remove_reference_t<E>>
+requires Executor<std::remove_reference_t<E>>
 void attend(const AttentionProblem<Space::host, Q, KV, O>& problem, const V& variant, E&& executor = E{},
             const AttendOptions& options = {}) {
   problem.validate();
@@ -275,11 +276,11 @@ std::string explain(const AttentionProblem<Space::host, Q, KV, O>& problem, cons
     num_items += tiles * plan.item(0, 0, 0, problem.tables.kv_len(s)).num_splits;
   }
   const auto text = [](auto number) { return std::to_string(number); };
-  return "cpu: " + text(plan.num_seqs) + " sequences, " + text(problem.q_heads()) + " query heads on " +
+  return std::string("cpu: ") + text(plan.num_seqs) + " sequences, " + text(problem.q_heads()) + " query heads on " +
          text(problem.kv_heads()) + " KV heads, head_dim " + text(problem.head_dim()) + " / " +
-         text(problem.head_dim_v()) + "; " + text(num_tiles) + " query tiles of " + text(plan.query_tile) + ", splits of " +
-         text(plan.split_keys) + " keys (at most " + text(plan.max_splits) + "), key tiles of " + text(options.key_tile) +
-         "; " + text(num_items) + " items, " + text(num_items * problem.kv_heads()) + " tasks";
+         text(problem.head_dim_v()) + "; " + text(num_tiles) + " query tiles of " + text(plan.query_tile) +
+         ", splits of " + text(plan.split_keys) + " keys (at most " + text(plan.max_splits) + "), key tiles of " +
+         text(options.key_tile) + "; " + text(num_items) + " items, " + text(num_items * problem.kv_heads()) + " tasks";
 }
 
 }  // namespace cpu

@@ -19,10 +19,13 @@ namespace pagedkv {
 inline namespace v0 {
 namespace cpu {
 
-/// executor(num_tasks, f) calls f(0) .. f(num_tasks - 1), each once, in any order and on any thread, and returns when all
-/// of them have returned. What a task throws is thrown to the caller (one of several); tasks not yet begun may be dropped.
+/// executor(num_tasks, f) calls f(0) .. f(num_tasks - 1), each once, in any order and on any thread, and returns when
+/// all of them have returned. What a task throws is thrown to the caller (one of several); tasks not yet begun may be
+/// dropped.
 template <class E>
-concept Executor = requires(E& executor, void (*task)(int)) { executor(1, task); };
+concept Executor = requires(E& executor, void (*task)(int)) {
+  executor(1, task);
+};
 
 /// Runs the tasks in order on the calling thread.
 struct InlineExecutor {
@@ -32,8 +35,8 @@ struct InlineExecutor {
   }
 };
 
-/// A fixed team of threads that sleep between calls; the calling thread works too. Calls from several threads take turns;
-/// a task must not call its own executor.
+/// A fixed team of threads that sleep between calls; the calling thread works too. Calls from several threads take
+/// turns; a task must not call its own executor.
 class ThreadExecutor {
  public:
   /// `num_threads` counts the calling thread. Throws InvalidArgument below 1.

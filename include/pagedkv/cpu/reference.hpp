@@ -18,7 +18,8 @@ namespace cpu {
 
 /// Fills problem.out and problem.lse. Reads the K and V of visible keys and nothing else of the pool; knows no plan, no
 /// split and no tile, and does not ask variant.keys(). Only a logit passes through float, because variants speak float.
-/// Throws InvalidArgument by problem.validate(). For tests: the time is num_tokens * q_heads * keys * head_dim, one by one.
+/// Throws InvalidArgument by problem.validate(). For tests: the time is num_tokens * q_heads * keys * head_dim, one by
+/// one.
 template <StorageType Q, StorageType KV, StorageType O, VariantFor<Space::host> V>
 void attend_reference(const AttentionProblem<Space::host, Q, KV, O>& problem, const V& variant) {
   problem.validate();
@@ -26,7 +27,7 @@ void attend_reference(const AttentionProblem<Space::host, Q, KV, O>& problem, co
   const int head_dim = problem.head_dim(), head_dim_v = problem.head_dim_v();
   struct VisibleKey {
     double weight;  // at first the logit
-    const KV* v;  // [head_dim_v]
+    const KV* v;    // [head_dim_v]
   };
   std::vector<VisibleKey> keys;
 

@@ -53,8 +53,10 @@ void validate_rows(const char* name, const View<X, 3>& rows, const View<T, 4>& b
   require(rows.extents[0] == num_rows, prefix + " rows like the step's slots,", num_rows, rows.extents[0]);
   if (num_rows == 0) return;
   require(!rows.empty(), prefix + " pointer", "not null", "null");
-  require(rows.extents[1] == blocks.extents[1], prefix + " kv_heads like the cache's,", blocks.extents[1], rows.extents[1]);
-  require(rows.extents[2] == blocks.extents[3], prefix + " head_dim like the cache's,", blocks.extents[3], rows.extents[2]);
+  require(rows.extents[1] == blocks.extents[1], prefix + " kv_heads like the cache's,", blocks.extents[1],
+          rows.extents[1]);
+  require(rows.extents[2] == blocks.extents[3], prefix + " head_dim like the cache's,", blocks.extents[3],
+          rows.extents[2]);
   require(rows.strides[2] == 1, prefix + " stride of head_dim", 1, rows.strides[2]);
 }
 
@@ -70,7 +72,8 @@ void copy_blocks(const StepPlan& step, const KvLayers<T, Space::host>& layers) {
     require(in_pool(copy.source), "copy_blocks: source block below", layers.first.num_blocks(), to_index(copy.source));
     require(in_pool(copy.destination), "copy_blocks: destination block below", layers.first.num_blocks(),
             to_index(copy.destination));
-    require(copy.num_rows <= layers.first.block_size(), "copy_blocks: rows, at most", layers.first.block_size(), copy.num_rows);
+    require(copy.num_rows <= layers.first.block_size(), "copy_blocks: rows, at most", layers.first.block_size(),
+            copy.num_rows);
   }
   for (int i = 0; i < layers.num_layers; ++i) {
     const KvView<T> layer = layers.layer(i);
@@ -87,7 +90,8 @@ void copy_blocks(const StepPlan& step, KvPool<T>& pool) {
 }
 
 /// Writes one layer's new rows to step.slots(), in the order of the appends; rows of dead slots are skipped.
-///   k  [num_rows, kv_heads, head_dim], v  [num_rows, kv_heads, head_dim_v]; last stride 1; converted X -> T, to nearest
+///   k  [num_rows, kv_heads, head_dim], v  [num_rows, kv_heads, head_dim_v]; last stride 1; converted X -> T, to
+///   nearest
 /// Throws InvalidArgument where shapes disagree or a slot is not in the pool, before anything is written.
 template <StorageType T, class X>
 void store_kv(const StepPlan& step, const KvView<T, Space::host>& layer, const View<X, 3>& k, const View<X, 3>& v) {

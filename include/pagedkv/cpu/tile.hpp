@@ -37,7 +37,8 @@ inline float dot(const float* __restrict a, const float* __restrict b, int n) {
 }
 
 /// sums += weights[0] * rows[0] + ... + weights[3] * rows[3], in this order; rows lie n floats apart, n as in dot().
-inline void add_four_rows(float* __restrict sums, const float* __restrict weights, const float* __restrict rows, int n) {
+inline void add_four_rows(float* __restrict sums, const float* __restrict weights, const float* __restrict rows,
+                          int n) {
   const float *row0 = rows, *row1 = row0 + n, *row2 = row1 + n, *row3 = row2 + n;
   for (int i = 0; i < n; ++i) {
     float sum = sums[i];
@@ -84,7 +85,8 @@ class KeyTile {
       k += key_stride_;
       v += value_stride_;
     }
-    // add_four_rows goes on to a multiple of four rows, with weight zero. What an earlier tile left there may be infinite.
+    // add_four_rows goes on to a multiple of four rows, with weight zero. What an earlier tile left there may be
+    // infinite.
     std::fill(v, values_.data() + round_up(positions_.size(), std::size_t{4}) * stride(value_stride_), 0.f);
   }
 
@@ -95,7 +97,8 @@ class KeyTile {
     float top = -infinity;
     for (std::size_t i = 0; i < num_keys; ++i) {
       p.key = positions_[i];
-      weights_[i] = variant.visible(p) ? variant.logit(scale * dot(q, &keys_[i * stride(key_stride_)], key_stride_), p) : -infinity;
+      weights_[i] = variant.visible(p) ? variant.logit(scale * dot(q, &keys_[i * stride(key_stride_)], key_stride_), p)
+                                       : -infinity;
       top = max(top, weights_[i]);
     }
     const float factor = softmax.raise(top);
@@ -115,7 +118,9 @@ class KeyTile {
 
  private:
   static std::size_t stride(int floats) { return static_cast<std::size_t>(floats); }
-  static std::vector<float> floats(int rows, int row_stride) { return std::vector<float>(stride(rows) * stride(row_stride)); }
+  static std::vector<float> floats(int rows, int row_stride) {
+    return std::vector<float>(stride(rows) * stride(row_stride));
+  }
 
   int key_stride_, value_stride_;
   std::vector<float> keys_;     // [max_keys, key_stride], the padding of head_dim is zero

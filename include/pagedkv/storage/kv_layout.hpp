@@ -27,7 +27,9 @@ struct KvLayout {
   KvOrder order = KvOrder::hnd;
 
   constexpr int value_dim() const { return head_dim_v == 0 ? head_dim : head_dim_v; }
-  constexpr std::int64_t key_elements() const { return num_blocks * kv_heads * block_size * head_dim; }  // one layer's K
+  constexpr std::int64_t key_elements() const {
+    return num_blocks * kv_heads * block_size * head_dim;
+  }  // one layer's K
   constexpr std::int64_t value_elements() const { return num_blocks * kv_heads * block_size * value_dim(); }
   constexpr std::int64_t layer_elements() const { return key_elements() + value_elements(); }
   constexpr std::int64_t num_elements() const { return num_layers * layer_elements(); }

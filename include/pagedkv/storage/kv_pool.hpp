@@ -27,7 +27,8 @@ class KvPool {
 
   /// Throws InvalidArgument unless 0 <= index < num_layers.
   KvView<T, Space::host> layer(int index) {
-    require(index >= 0 && index < layout_.num_layers, "KvPool: layer index below num_layers", layout_.num_layers, index);
+    require(index >= 0 && index < layout_.num_layers, "KvPool: layer index below num_layers", layout_.num_layers,
+            index);
     return layers().layer(index);
   }
 

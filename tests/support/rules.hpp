@@ -1,0 +1,35 @@
+// Every attention rule of the library with arguments that bite on short sequences, for tests that must hold for all.
+#pragma once
+
+#include "pagedkv/attention/variant.hpp"
+#include "pagedkv/attention/variants.hpp"
+
+namespace pagedkv_test {
+
+/// The arguments of the rules; pointers on side S, each [q_heads].
+template <pagedkv::Space S>
+struct Rules {
+  const float *slopes, *sinks;
+  int window = 7, sink_tokens = 3;
+
+  /// Calls f(name, rule) for every rule.
+  template <class F>
+  void for_each(F&& f) const {
+    f("Causal", pagedkv::Causal{});
+    f("Full", pagedkv::Full{});
+    f("SlidingWindow", pagedkv::SlidingWindow{.window = window, .sink_tokens = sink_tokens});
+    f("SoftCap", pagedkv::SoftCap{.cap = 3.f});
+    f("Alibi", pagedkv::Alibi<S>{slopes});
+    f("SinkLogit", pagedkv::SinkLogit<S>{sinks});
+  }
+
+  /// Calls f(name, name, rule) for every chain of two, in both orders, each with itself too.
+  template <class F>
+  void for_each_chain(F&& f) const {
+    for_each([&](const char* first, auto a) {
+      for_each([&](const char* second, auto b) { f(first, second, pagedkv::chain(a, b)); });
+    });
+  }
+};
+
+}  // namespace pagedkv_test
