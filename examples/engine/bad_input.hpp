@@ -1,5 +1,4 @@
-// BadInput: what the engine throws when a file, a field or a flag is not what it must be; main prints it and exits
-// with 2.
+// BadInput: thrown when a file, a field or a flag is not what it must be; main prints it and exits with 2.
 #pragma once
 
 #include <string>

@@ -1,5 +1,4 @@
-// MappedFile: a whole file as read-only memory; pages are read when touched, so opening a large checkpoint costs
-// nothing.
+// MappedFile: a whole file as read-only memory; a page is read when it is touched, so opening a checkpoint is free.
 #pragma once
 
 #include <sys/mman.h>

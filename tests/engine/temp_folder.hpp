@@ -1,5 +1,4 @@
-// What the loader tests share: a folder of files made for one test, the complaint of a call, and damaged copies of
-// bytes.
+// What the loader tests share: a folder made for one test, the complaint of a call, and damaged copies of bytes.
 #pragma once
 
 #include <doctest/doctest.h>

@@ -1,5 +1,4 @@
-// Tokenizer files that are damaged, contradict themselves or ask for what the engine does not do: each is refused by
-// name.
+// Tokenizer files that are damaged, contradict themselves or ask for what is not done: each is refused by name.
 #include <doctest/doctest.h>
 
 #include <nlohmann/json.hpp>
