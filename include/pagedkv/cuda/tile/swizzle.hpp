@@ -1,0 +1,38 @@
+// Where the elements of a tile lie in shared memory, so that ldmatrix never meets a bank twice.
+#pragma once
+
+#include "pagedkv/core/config.hpp"
+#include "pagedkv/core/math.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+namespace cuda {
+
+/// A row-major tile of 16-bit elements, `Columns` wide (a multiple of 8), whose 16-byte chunks are permuted within each
+/// row.
+///
+/// Shared memory serves 128 bytes at a time: eight chunks, one from each group of four banks. ldmatrix asks for the
+/// same chunk of eight rows. With g chunks in the largest power of two (up to 8) that divides a row, rows 8 / g apart
+/// begin in the same group; an XOR with the row's number in steps of 8 / g sends them to different ones. It stays
+/// within g chunks, so it never leaves the row, and eight chunks written side by side still meet eight groups.
+template <int Columns>
+struct SwizzledTile {
+  static_assert(Columns > 0 && Columns % 8 == 0, "a row is made of 16-byte chunks");
+
+  static constexpr int chunk = 8;  // elements of 16 bytes
+  static constexpr int chunks_per_row = Columns / chunk;
+  static constexpr int permuted = chunks_per_row % 8 == 0   ? 8
+                                  : chunks_per_row % 4 == 0 ? 4
+                                  : chunks_per_row % 2 == 0 ? 2
+                                                            : 1;
+
+  /// Offset in elements of (row, column) from the tile's start, which must be aligned to 128 bytes.
+  PAGEDKV_HD static constexpr int offset(int row, int column) {
+    const int place = column / chunk ^ row / (8 / permuted) % permuted;
+    return row * Columns + place * chunk + column % chunk;
+  }
+};
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace pagedkv
