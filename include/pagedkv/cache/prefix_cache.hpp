@@ -187,7 +187,7 @@ class BasicPrefixCache {
       const EntryId next = tree_.find(last, block_tokens(tokens, depth),
                                       detail::extras_key(scope.extras, depth * block_size, block_size));
       if (next == EntryId::none) break;
-      match.blocks.push_back(tree_.canonical(next));
+      match.blocks.push_back(copy_to_share(next));
       last = next;
     }
     match.num_tokens = depth * block_size;
@@ -222,8 +222,15 @@ class BasicPrefixCache {
       }
     }
     if (best == EntryId::none) return;
-    match.blocks.push_back(tree_.canonical(best));
+    match.blocks.push_back(copy_to_share(best));
     match.num_tokens += static_cast<int>(longest);
+  }
+
+  // A copy that has an owner costs nothing that is available.
+  BlockId copy_to_share(EntryId entry) const {
+    for (BlockId copy = tree_.canonical(entry); copy != BlockId::none; copy = tree_.next_copy(copy))
+      if (!allocator_.is_idle(copy)) return copy;
+    return tree_.canonical(entry);
   }
 
   Match whole_blocks_of(const Match& match) const {
