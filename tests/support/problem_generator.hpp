@@ -169,11 +169,11 @@ struct GeneratedProblem {
     const std::int64_t heads = shape.kv_heads, slots = shape.block_size, dim = shape.head_dim, dim_v = shape.head_dim_v;
     pagedkv::KvView<T, S> view{.k = {.data = data, .extents = {num_blocks, heads, slots, dim}},
                                .v = {.data = data + dim, .extents = {num_blocks, heads, slots, dim_v}}};
-    for (std::int64_t* strides : {view.k.strides, view.v.strides}) {
-      strides[0] = interleaved_slot() * slots;
-      strides[1] = dim + dim_v;
-      strides[2] = interleaved_slot();
-      strides[3] = 1;
+    for (auto* kv : {&view.k, &view.v}) {
+      kv->strides[0] = interleaved_slot() * slots;
+      kv->strides[1] = dim + dim_v;
+      kv->strides[2] = interleaved_slot();
+      kv->strides[3] = 1;
     }
     return view;
   }

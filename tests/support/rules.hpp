@@ -23,6 +23,20 @@ struct Rules {
     f("SinkLogit", pagedkv::SinkLogit<S>{sinks});
   }
 
+  /// Calls f(name, rule) for the six chains that are built for the GPU, named after models that use them.
+  template <class F>
+  void for_each_model_chain(F&& f) const {
+    using namespace pagedkv;
+    const SlidingWindow local{.window = window, .sink_tokens = 0},
+        streaming{.window = window, .sink_tokens = sink_tokens};
+    f("Causal, SoftCap (Gemma 2, global layers)", chain(Causal{}, SoftCap{.cap = 3.f}));
+    f("SlidingWindow, SoftCap (Gemma 2, local layers)", chain(local, SoftCap{.cap = 3.f}));
+    f("Causal, Alibi (BLOOM)", chain(Causal{}, Alibi<S>{slopes}));
+    f("Causal, SinkLogit (gpt-oss, full layers)", chain(Causal{}, SinkLogit<S>{sinks}));
+    f("SlidingWindow, SinkLogit (gpt-oss, local layers)", chain(local, SinkLogit<S>{sinks}));
+    f("SlidingWindow, Alibi, SoftCap (all at once)", chain(streaming, Alibi<S>{slopes}, SoftCap{.cap = 3.f}));
+  }
+
   /// Calls f(name, name, rule) for every chain of two, in both orders, each with itself too.
   template <class F>
   void for_each_chain(F&& f) const {
