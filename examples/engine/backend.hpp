@@ -1,0 +1,55 @@
+// Backend: the dozen operations a decoder is made of. The model is written once over them; a machine is a type that has
+// them.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/language_model.hpp"
+#include "engine/model_config.hpp"
+#include "pagedkv/core/ids.hpp"
+#include "pagedkv/core/view.hpp"
+
+namespace engine {
+
+/// Rows of activations, row-major, perhaps some columns of a wider tensor.
+template <class B>
+using Rows = pagedkv::View<typename B::Element, 2, B::space>;
+
+/// Rows seen as heads: [rows, heads, head_dim].
+template <class B>
+using Heads = pagedkv::View<typename B::Element, 3, B::space>;
+
+/// A back end computes one batch at a time: begin(batch), then operations on rows of that batch, in order. Every view
+/// of activations has as many rows as the batch (or as its logit rows, behind `gather`). Nothing but `logits` waits for
+/// the machine.
+template <class B>
+concept Backend = requires(B backend, const ModelConfig& config, const ModelOptions& options, const Batch& batch, int n,
+                           std::vector<float> values, typename B::Matrix matrix, typename B::Vector vector,
+                           Rows<B> rows, Heads<B> heads) {
+  typename B::Element;  // of activations
+  { B::space } -> std::convertible_to<pagedkv::Space>;
+  B(config, options);  // makes the KV pool
+
+  { backend.matrix(values, n, n) } -> std::same_as<typename B::Matrix>;  // weights [rows, cols], row-major floats
+  { backend.vector(values) } -> std::same_as<typename B::Vector>;
+  { backend.rows(n, n) } -> std::same_as<Rows<B>>;  // memory for activations; lives as long as the back end
+
+  backend.begin(batch);                                              // uploads; copies the plan's shared blocks
+  backend.embed(matrix, rows);                                       // rows = the matrix's rows of the batch's tokens
+  backend.rms_norm(rows, vector, rows);                              // out = x / rms(x) * gain
+  backend.matmul(rows, matrix, rows);                                // out = x transpose(w)
+  backend.rope(heads);                                               // turns each head by its row's position
+  backend.store_kv(n, heads, heads);                                 // K and V of layer n into the cache
+  backend.attend(n, heads, heads);                                   // causal, over the cache; q and out
+  backend.silu_mul(rows, rows);                                      // gate = silu(gate) * up
+  backend.add(rows, rows);                                           // x += y
+  backend.gather(rows, rows);                                        // out = the batch's logit rows of x
+  { backend.logits(rows) } -> std::same_as<std::span<const float>>;  // to the host
+  { backend.device() } -> std::same_as<std::string>;
+};
+
+}  // namespace engine

@@ -1,0 +1,65 @@
+// LanguageModel: tokens in, logits out, on whatever machine; the seam between the engine and what computes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "engine/model_config.hpp"
+#include "engine/safetensors.hpp"
+#include "pagedkv/cache/step_plan.hpp"
+#include "pagedkv/cache/tables_view.hpp"
+#include "pagedkv/core/ids.hpp"
+
+namespace engine {
+
+/// One step's input. Rows are the new tokens of all sequences, in the order of the plan's appends; rows behind the last
+/// one that a sequence owns are dead: nothing is stored for them and nobody reads their results.
+struct Batch {
+  std::span<const std::int32_t> tokens;              // [num_rows]
+  std::span<const std::int32_t> positions;           // [num_rows]
+  const pagedkv::StepPlan& plan;                     // of num_rows rows
+  pagedkv::TablesView<pagedkv::Space::host> tables;  // whose queries are the rows
+  std::span<const std::int32_t> logit_rows;          // rows whose next token is wanted
+
+  int num_rows() const { return static_cast<int>(tokens.size()); }
+  int num_live_rows() const { return tables.query_begin(tables.num_seqs()); }
+};
+
+/// Sizes that memory is taken for once, when a model is made.
+struct ModelOptions {
+  int num_blocks = 512;
+  int block_size = 16;
+  int max_rows = 512;  // of one step
+  int max_seqs = 32;   // of one step
+  int max_blocks_per_seq = 128;
+  int max_logit_rows = 32;  // of one step
+  int num_threads = 1;      // of the CPU back end
+};
+
+class LanguageModel {
+ public:
+  virtual ~LanguageModel() = default;
+
+  /// Writes the rows' K and V into the cache and returns logits [logit_rows, vocab] on the host, valid until the next
+  /// call.
+  virtual std::span<const float> forward(const Batch& batch) = 0;
+
+  /// Bytes of K and V that one token takes, all layers.
+  virtual std::int64_t kv_bytes_per_token() const = 0;
+
+  /// "CPU, float32, 2 threads", say.
+  virtual std::string device() const = 0;
+};
+
+/// Throws BadInput where the checkpoint does not fit the config.
+std::unique_ptr<LanguageModel> make_cpu_model(const ModelConfig& config, const Checkpoint& checkpoint,
+                                              const ModelOptions& options);
+#if defined(PAGEDKV_ENGINE_CUDA)
+/// Null where there is no GPU that this program was built for.
+std::unique_ptr<LanguageModel> make_cuda_model(const ModelConfig& config, const Checkpoint& checkpoint,
+                                               const ModelOptions& options);
+#endif
+
+}  // namespace engine

@@ -1,0 +1,148 @@
+// Model: the Llama decoder (Touvron et al. 2023, arXiv:2302.13971) over any Backend, one step of a mixed batch at a
+// time.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/backend.hpp"
+#include "engine/language_model.hpp"
+#include "engine/model_config.hpp"
+#include "engine/safetensors.hpp"
+
+namespace engine {
+
+template <Backend B>
+class Model final : public LanguageModel {
+ public:
+  /// Reads and packs all weights. Throws BadInput where a tensor is missing or has another shape.
+  Model(const ModelConfig& config, const Checkpoint& checkpoint, const ModelOptions& options)
+      : config_(config), backend_(config, options) {
+    const auto load = [&](const std::string& name, std::vector<std::int64_t> shape) {
+      return to_float(checkpoint.require_tensor(name, shape), name);
+    };
+    const auto norm = [&](const std::string& name) { return backend_.vector(load(name, {config.hidden})); };
+    // Matrices that multiply the same input become one, their rows stacked.
+    const auto matrix = [&](const std::vector<std::string>& names, const std::vector<int>& heights, int width) {
+      std::vector<float> values;
+      int height = 0;
+      for (std::size_t i = 0; i < names.size(); ++i) {
+        const std::vector<float> part = load(names[i] + ".weight", {heights[i], width});
+        values.insert(values.end(), part.begin(), part.end());
+        height += heights[i];
+      }
+      return backend_.matrix(values, height, width);
+    };
+
+    const int q_width = config.q_heads * config.head_dim, kv_width = config.kv_heads * config.head_dim;
+    embedding_ = matrix({"model.embed_tokens"}, {config.vocab}, config.hidden);
+    if (!config.tie_embeddings) head_ = matrix({"lm_head"}, {config.vocab}, config.hidden);
+    final_norm_ = norm("model.norm.weight");
+    for (int i = 0; i < config.num_layers; ++i) {
+      const std::string at = "model.layers." + std::to_string(i) + ".", attention = at + "self_attn.",
+                        mlp = at + "mlp.";
+      layers_.push_back({.attention_norm = norm(at + "input_layernorm.weight"),
+                         .qkv = matrix({attention + "q_proj", attention + "k_proj", attention + "v_proj"},
+                                       {q_width, kv_width, kv_width}, config.hidden),
+                         .attention_out = matrix({attention + "o_proj"}, {config.hidden}, q_width),
+                         .mlp_norm = norm(at + "post_attention_layernorm.weight"),
+                         .gate_up = matrix({mlp + "gate_proj", mlp + "up_proj"},
+                                           {config.intermediate, config.intermediate}, config.hidden),
+                         .down = matrix({mlp + "down_proj"}, {config.hidden}, config.intermediate)});
+    }
+    x_ = backend_.rows(options.max_rows, config.hidden);
+    y_ = backend_.rows(options.max_rows, config.hidden);
+    qkv_ = backend_.rows(options.max_rows, q_width + 2 * kv_width);
+    attended_ = backend_.rows(options.max_rows, q_width);
+    gate_up_ = backend_.rows(options.max_rows, 2 * config.intermediate);
+    last_ = backend_.rows(options.max_logit_rows, config.hidden);
+    logits_ = backend_.rows(options.max_logit_rows, config.vocab);
+  }
+
+  std::span<const float> forward(const Batch& batch) override {
+    return forward(batch, [](int, Rows<B>) {});
+  }
+
+  /// `probe(i, x)` sees the residual stream: i = 0 behind the embedding, i + 1 behind layer i; and last, as num_layers
+  /// + 1, the logit rows behind the final norm.
+  template <class Probe>
+  std::span<const float> forward(const Batch& batch, Probe&& probe) {
+    const int rows = batch.num_rows(), heads = config_.q_heads, kv_heads = config_.kv_heads;
+    const Rows<B> x = first(x_, rows), y = first(y_, rows), qkv = first(qkv_, rows), attended = first(attended_, rows);
+    const Rows<B> gate_up = first(gate_up_, rows);
+    const Heads<B> q = heads_of(qkv, 0, heads), k = heads_of(qkv, heads, kv_heads);
+    const Heads<B> v = heads_of(qkv, heads + kv_heads, kv_heads);
+    const Rows<B> gate = columns(gate_up, 0), up = columns(gate_up, config_.intermediate);
+
+    backend_.begin(batch);
+    backend_.embed(embedding_, x);
+    probe(0, x);
+    for (int i = 0; i < config_.num_layers; ++i) {
+      const Layer& layer = layers_[static_cast<std::size_t>(i)];
+      backend_.rms_norm(x, layer.attention_norm, y);
+      backend_.matmul(y, layer.qkv, qkv);
+      backend_.rope(q);
+      backend_.rope(k);
+      backend_.store_kv(i, k, v);
+      backend_.attend(i, q, heads_of(attended, 0, heads));
+      backend_.matmul(attended, layer.attention_out, y);
+      backend_.add(x, y);
+
+      backend_.rms_norm(x, layer.mlp_norm, y);
+      backend_.matmul(y, layer.gate_up, gate_up);
+      backend_.silu_mul(gate, up);
+      backend_.matmul(gate, layer.down, y);
+      backend_.add(x, y);
+      probe(i + 1, x);
+    }
+    const Rows<B> last = first(last_, static_cast<int>(batch.logit_rows.size()));
+    const Rows<B> logits = first(logits_, static_cast<int>(batch.logit_rows.size()));
+    backend_.gather(x, last);
+    backend_.rms_norm(last, final_norm_, last);
+    probe(config_.num_layers + 1, last);
+    backend_.matmul(last, config_.tie_embeddings ? embedding_ : head_, logits);
+    return backend_.logits(logits);
+  }
+
+  std::int64_t kv_bytes_per_token() const override {
+    return std::int64_t{2} * config_.num_layers * config_.kv_heads * config_.head_dim *
+           static_cast<std::int64_t>(sizeof(typename B::Element));
+  }
+  std::string device() const override { return backend_.device(); }
+
+ private:
+  struct Layer {
+    typename B::Vector attention_norm;
+    typename B::Matrix qkv, attention_out;
+    typename B::Vector mlp_norm;
+    typename B::Matrix gate_up, down;
+  };
+
+  static Rows<B> first(Rows<B> view, int num_rows) {
+    pagedkv::require(num_rows <= view.extents[0], "Model::forward: rows at most", view.extents[0], num_rows);
+    view.extents[0] = num_rows;
+    return view;
+  }
+  Rows<B> columns(Rows<B> view, int begin) const {
+    view.data += begin;
+    view.extents[1] = config_.intermediate;
+    return view;
+  }
+  Heads<B> heads_of(Rows<B> view, int first_head, int num_heads) const {
+    const std::int64_t dim = config_.head_dim;
+    return {.data = view.data + first_head * dim,
+            .extents = {view.extents[0], num_heads, dim},
+            .strides = {view.strides[0], dim, 1}};
+  }
+
+  ModelConfig config_;
+  B backend_;
+  typename B::Matrix embedding_, head_;  // the head stays empty where it is the embedding
+  typename B::Vector final_norm_;
+  std::vector<Layer> layers_;
+  Rows<B> x_, y_, qkv_, attended_, gate_up_, last_, logits_;
+};
+
+}  // namespace engine

@@ -1,0 +1,89 @@
+// parse_options: every flag of `generate`, with its help.
+#include "engine/options.hpp"
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <string>
+
+#include "engine/bad_input.hpp"
+
+namespace engine {
+
+namespace {
+
+// One prompt a line; empty lines are none.
+void read_prompts(const std::string& path, std::vector<std::string>& prompts) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file || std::filesystem::is_directory(path)) throw BadInput("prompts-file", "a readable file", in_quotes(path));
+  const std::size_t num_before = prompts.size();
+  for (std::string line; std::getline(file, line);) {
+    if (!line.empty() && line.back() == '\r') line.pop_back();
+    if (!line.empty()) prompts.push_back(line);
+  }
+  if (prompts.size() == num_before) throw BadInput("prompts-file", "at least one prompt in " + in_quotes(path), "0");
+}
+
+void check_range(const char* name, int value, int lowest, int highest) {
+  if (value < lowest || value > highest)
+    throw BadInput(name, std::to_string(lowest) + " to " + std::to_string(highest), std::to_string(value));
+}
+
+}  // namespace
+
+Options parse_options(int argc, const char* const* argv) {
+  Options options;
+  options.model = std::filesystem::path(PAGEDKV_MODELS_DIR) / "austen-5m";
+  std::string prompts_file;
+  bool no_prefix_cache = false;
+  SamplingParams& sampling = options.sampling;
+
+  CLI::App app("Generates text with a Llama model in a Hugging Face folder. Without a prompt: a short demonstration.",
+               "generate");
+  app.option_defaults()->always_capture_default();
+  app.add_option("--model", options.model, "Folder with config.json, *.safetensors and tokenizer.json");
+  app.add_option("--prompt", options.prompts, "Text to continue; may be given several times")
+      ->expected(1)
+      ->capture_default_str();
+  app.add_option("--prompts-file", prompts_file, "File with one prompt a line");
+  app.add_option("--n", sampling.n, "Samples of each prompt, sharing its blocks");
+  app.add_option("--beam", sampling.beam_width, "Beam search of this width instead of sampling; 0: off");
+  app.add_option("--max-tokens", sampling.max_tokens, "Tokens to generate at most");
+  app.add_option("--temperature", sampling.temperature, "Of sampling; 0: greedy");
+  app.add_option("--top-k", sampling.top_k, "Sample among the k likeliest tokens; 0: all");
+  app.add_option("--top-p", sampling.top_p, "Sample among the likeliest tokens that hold this probability");
+  app.add_option("--min-p", sampling.min_p, "Sample among tokens at least this times as likely as the likeliest");
+  app.add_option("--repetition-penalty", sampling.repetition_penalty, "Above 1: tokens seen before become less likely");
+  app.add_option("--seed", sampling.seed, "The same seed gives the same text");
+  app.add_option("--backend", options.backend, "auto, cpu or cuda")
+      ->transform(CLI::Transformer(std::map<std::string, BackendKind>{
+          {"auto", BackendKind::automatic}, {"cpu", BackendKind::cpu}, {"cuda", BackendKind::cuda}}))
+      ->default_str("auto");
+  app.add_option("--threads", options.num_threads, "Of the CPU back end; 0: one for each core");
+  app.add_option("--block-size", options.block_size, "Tokens a KV block holds")->default_str("16");
+  app.add_option("--kv-blocks", options.num_blocks, "Blocks in the KV pool; 0: chosen by the model and the memory");
+  app.add_option("--max-batched-tokens", options.max_batched_tokens, "Tokens computed in one step at most");
+  app.add_flag("--no-prefix-cache", no_prefix_cache, "Do not keep the blocks of finished requests for later ones");
+  app.add_flag("--stats", options.stats, "Print speed and memory at the end");
+  app.add_flag("--json", options.json, "Print one JSON object for each text, then one with the statistics");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    options.help = app.help();
+    return options;
+  } catch (const CLI::ParseError& error) {
+    throw BadInput("command line", "what generate --help shows", error.what());
+  }
+  sampling.validate();
+  check_range("threads", options.num_threads, 0, 1024);
+  check_range("block-size", options.block_size.value_or(16), 1, 1 << 16);
+  check_range("kv-blocks", options.num_blocks, 0, std::numeric_limits<int>::max() - 1);
+  check_range("max-batched-tokens", options.max_batched_tokens, 1, 1 << 16);
+  options.prefix_cache = !no_prefix_cache;
+  options.has_prompts_file = !prompts_file.empty();
+  if (options.has_prompts_file) read_prompts(prompts_file, options.prompts);
+  return options;
+}
+
+}  // namespace engine

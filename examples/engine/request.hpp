@@ -1,0 +1,139 @@
+// Request: what was asked, the continuations it grows, and where it stands; the unit that the scheduler moves.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/bad_input.hpp"
+#include "engine/beam.hpp"
+#include "pagedkv/cache/block_allocator.hpp"
+#include "pagedkv/cache/sequence.hpp"
+
+namespace engine {
+
+/// How many tokens to choose, and how.
+struct SamplingParams {
+  int max_tokens = 128;          // at most; the position limit may end a text earlier
+  int n = 1;                     // parallel samples of one prompt
+  int beam_width = 0;            // 0: sample; else beam search, which ignores every field below
+  float temperature = 0;         // 0: greedy
+  int top_k = 0;                 // keep the k likeliest tokens; 0: all
+  float top_p = 1;               // keep the smallest set of the likeliest tokens that holds this probability; 1: all
+  float min_p = 0;               // drop what is less likely than this times the likeliest; 0: nothing
+  float repetition_penalty = 1;  // divides positive logits, multiplies negative ones, of every token seen before
+  std::uint64_t seed = 0;        // equal seeds give equal texts, whatever else runs in the batch
+
+  int width() const { return beam_width > 0 ? beam_width : n; }
+
+  /// Throws BadInput, naming the field.
+  void validate() const {
+    const auto check = [](bool ok, const char* name, const char* expected, auto found) {
+      if (!ok) throw BadInput(name, expected, std::to_string(found));
+    };
+    check(max_tokens >= 1, "max-tokens", "at least 1", max_tokens);
+    check(n >= 1, "n", "at least 1", n);
+    check(beam_width >= 0, "beam", "at least 0", beam_width);
+    check(beam_width == 0 || n == 1, "n", "1 with beam search", n);
+    check(temperature >= 0 && temperature <= 1e6f, "temperature", "0 to 1e6", temperature);
+    check(top_k >= 0, "top-k", "at least 0", top_k);
+    check(top_p > 0 && top_p <= 1, "top-p", "above 0 and at most 1", top_p);
+    check(min_p >= 0 && min_p <= 1, "min-p", "0 to 1", min_p);
+    check(repetition_penalty > 0 && repetition_penalty <= 1e6f, "repetition-penalty", "above 0 and at most 1e6",
+          repetition_penalty);
+  }
+};
+
+enum class Finish { none, eos, length };
+
+/// One continuation of a prompt: its tokens, and the part of them whose K and V are in the cache.
+struct Branch {
+  pagedkv::Sequence kv;
+  std::vector<std::int32_t> tokens;  // prompt included
+  int index = 0;                     // names it to the user and to the random generator
+  double sum_logprob = 0;            // of the generated tokens, under the model's own distribution
+  double score = 0;                  // what beams are ordered by
+  Finish finish = Finish::none;
+
+  int num_lacking() const { return static_cast<int>(tokens.size()) - kv.size(); }
+};
+
+/// waiting -> trunk -> (tails ->) decode -> finished, and back to waiting when preempted.
+///   trunk   the first branch computes what all of them share: the prompt, or after a preemption the longest prefix
+///   tails   each branch, forked from the trunk, recomputes what it alone had generated, up to its last token
+///   decode  every branch lacks exactly its last token: one row each a step
+enum class State { waiting, trunk, tails, decode, finished };
+
+struct Request {
+  int id = 0;  // in order of arrival
+  int prompt_len = 0;
+  SamplingParams params;
+  State state = State::waiting;
+  std::vector<Branch> branches;  // one until the prompt is computed; sorted best first when a beam search is over
+  std::optional<BeamSearch> beam;
+  int trunk_len = 0;   // tokens that the first unfinished branch computes for all
+  int num_cached = 0;  // prompt tokens found in the prefix cache at the first admission
+  int num_preempted = 0;
+
+  Branch& leader() {
+    return *std::find_if(branches.begin(), branches.end(), [](const Branch& b) { return b.finish == Finish::none; });
+  }
+  int num_unfinished() const {
+    return static_cast<int>(
+        std::count_if(branches.begin(), branches.end(), [](const Branch& b) { return b.finish == Finish::none; }));
+  }
+
+  /// Rows that the request may take in one decode step, now or after its prompt.
+  int num_rows() const { return branches.size() == 1 && state != State::decode ? params.width() : num_unfinished(); }
+
+  /// How many tokens of `branch` shall be in the cache before the request changes its state.
+  int goal(const Branch& branch) {
+    switch (state) {
+      case State::trunk:
+        return &branch == &leader() ? trunk_len : 0;
+      case State::tails:
+        return static_cast<int>(branch.tokens.size()) - 1;
+      case State::decode:
+        return static_cast<int>(branch.tokens.size());
+      default:
+        return branch.kv.size();
+    }
+  }
+
+  /// From waiting to trunk: with one branch the trunk is all of it, and its last row yields logits. Several end it
+  /// where they part, and before the last token of any, so that all yield their logits in one decode step.
+  void start() {
+    const std::vector<std::int32_t>& trunk = leader().tokens;
+    trunk_len = static_cast<int>(trunk.size());
+    if (num_unfinished() > 1)
+      for (const Branch& branch : branches)
+        if (branch.finish == Finish::none) trunk_len = std::min(trunk_len, shared_len(trunk, branch.tokens));
+    state = State::trunk;
+  }
+
+  /// Gives every block back. The tokens stay: to be recomputed.
+  void preempt(pagedkv::BlockAllocator& blocks) {
+    for (Branch& branch : branches) branch.kv = pagedkv::Sequence{blocks};
+    state = State::waiting;
+    ++num_preempted;
+  }
+
+  /// Blocks that the request can come to own while it runs: all branches share the prompt's full blocks.
+  static std::int64_t max_blocks(int prompt_len, const SamplingParams& params, int block_size) {
+    const std::int64_t shared = prompt_len / block_size;
+    const std::int64_t longest = pagedkv::ceil_div(prompt_len + params.max_tokens - 1, block_size);
+    return shared + params.width() * (longest - shared);
+  }
+
+ private:
+  static int shared_len(const std::vector<std::int32_t>& a, const std::vector<std::int32_t>& b) {
+    const auto parted = std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
+    return static_cast<int>(std::min<std::ptrdiff_t>(parted, std::min(std::ssize(a), std::ssize(b)) - 1));
+  }
+};
+
+}  // namespace engine

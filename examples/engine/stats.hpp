@@ -1,0 +1,107 @@
+// EngineStats: what a run counted, and the memory it took against what other ways of keeping K and V would have taken.
+#pragma once
+
+#include <cinttypes>
+#include <cstdint>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+
+#include "engine/request.hpp"
+#include "pagedkv/core/math.hpp"
+
+namespace engine {
+
+struct EngineStats {
+  std::int64_t num_steps = 0;
+  std::int64_t prompt_tokens = 0;  // of finished requests
+  std::int64_t cached_tokens = 0;  // of the prompts, found in the prefix cache
+  std::int64_t generated_tokens = 0;
+  std::int64_t block_copies = 0;  // by copy-on-write
+  std::int64_t num_preemptions = 0;
+  double seconds = 0;  // inside Engine::step
+
+  // At the step in which the running sequences held the most tokens.
+  int peak_seqs = 0;
+  std::int64_t peak_tokens = 0;  // what exact allocation takes, each sequence for itself
+  std::int64_t peak_blocks = 0;  // owned
+
+  // Summed over all steps.
+  std::int64_t table_entries = 0;  // of all block tables
+  std::int64_t used_blocks = 0;    // different blocks behind them
+
+  // What they are measured in.
+  int block_size = 0;
+  int num_blocks = 0;
+  int max_positions = 0;
+  std::int64_t kv_bytes_per_token = 0;
+
+  void observe(std::span<Request* const> running, int num_used_blocks) {
+    std::int64_t tokens = 0, entries = 0;
+    int seqs = 0;
+    for (const Request* request : running)
+      for (const Branch& branch : request->branches) {
+        tokens += branch.kv.size();
+        entries += std::ssize(branch.kv.blocks());
+        seqs += branch.kv.size() > 0;
+      }
+    table_entries += entries;
+    used_blocks += num_used_blocks;
+    if (tokens <= peak_tokens) return;
+    peak_tokens = tokens;
+    peak_blocks = num_used_blocks;
+    peak_seqs = seqs;
+  }
+
+  double tokens_per_second() const { return seconds > 0 ? static_cast<double>(generated_tokens) / seconds : 0; }
+  double saved_by_sharing() const {
+    return table_entries > 0 ? 1 - static_cast<double>(used_blocks) / static_cast<double>(table_entries) : 0;
+  }
+  std::int64_t contiguous_tokens() const { return std::int64_t{peak_seqs} * max_positions; }
+
+  /// Lines of "name  value" for people.
+  std::string table() const {
+    const auto line = [](const char* name, const char* format, auto... values) {
+      char text[160];
+      std::snprintf(text, sizeof text, format, values...);
+      std::string row = std::string("  ") + name;
+      row.resize(34, ' ');
+      return row + text + "\n";
+    };
+    const auto memory = [&](const char* name, std::int64_t tokens) {
+      const std::int64_t num = pagedkv::ceil_div(tokens, std::int64_t{block_size});
+      return line(name, "%6" PRId64 " blocks %8.0f KiB", num, static_cast<double>(tokens * kv_bytes_per_token) / 1024);
+    };
+    return line("generated", "%" PRId64 " tokens in %.2f s: %.0f tokens/s", generated_tokens, seconds,
+                tokens_per_second()) +
+           line("scheduled", "%" PRId64 " steps, %" PRId64 " preemptions", num_steps, num_preemptions) +
+           line("KV cache at its fullest", "%d sequences, %" PRId64 " tokens, blocks of %d", peak_seqs, peak_tokens,
+                block_size) +
+           memory("  in use, paged", peak_blocks * block_size) + memory("  exact allocation", peak_tokens) +
+           memory("  contiguous maximum length", contiguous_tokens()) +
+           line("blocks saved by sharing", "%.0f %% of all block table entries", 100 * saved_by_sharing()) +
+           line("copies by copy-on-write", "%" PRId64 " blocks", block_copies) +
+           line("prefix-cache hits", "%" PRId64 " of %" PRId64 " prompt tokens", cached_tokens, prompt_tokens);
+  }
+
+  nlohmann::ordered_json json() const {
+    return {{"steps", num_steps},
+            {"seconds", seconds},
+            {"prompt_tokens", prompt_tokens},
+            {"cached_tokens", cached_tokens},
+            {"generated_tokens", generated_tokens},
+            {"tokens_per_second", tokens_per_second()},
+            {"preemptions", num_preemptions},
+            {"block_copies", block_copies},
+            {"block_size", block_size},
+            {"num_blocks", num_blocks},
+            {"peak_sequences", peak_seqs},
+            {"peak_blocks", peak_blocks},
+            {"peak_tokens", peak_tokens},
+            {"peak_tokens_contiguous", contiguous_tokens()},
+            {"blocks_saved_by_sharing", saved_by_sharing()}};
+  }
+};
+
+}  // namespace engine
