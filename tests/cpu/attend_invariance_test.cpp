@@ -1,0 +1,205 @@
+// What the bits of cpu::attend do not depend on: threads, company in the batch, query tiles, block size, tables,
+// poison.
+#include <doctest/doctest.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "pagedkv/attention/variants.hpp"
+#include "pagedkv/cpu/attend.hpp"
+#include "pagedkv/cpu/executor.hpp"
+#include "support/problem_generator.hpp"
+#include "support/tolerance.hpp"
+
+using namespace pagedkv;
+using namespace pagedkv_test;
+
+namespace {
+
+constexpr cpu::AttendOptions small_tiles{.query_tile = 4, .key_tile = 8, .split_keys = 16};
+
+const auto rule = chain(SlidingWindow{.window = 60, .sink_tokens = 2}, SoftCap{.cap = 4.f});
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+// Rows of one sequence: its outputs and lse behind each other.
+template <class Q, class KV, class O>
+std::vector<float> rows_of(const GeneratedProblem<Q, KV, O>& generated, int sequence) {
+  const auto heads = static_cast<std::size_t>(generated.shape.q_heads());
+  const auto dim = static_cast<std::size_t>(generated.shape.head_dim_v);
+  const auto begin = static_cast<std::size_t>(generated.query_begin[static_cast<std::size_t>(sequence)]);
+  const auto end = static_cast<std::size_t>(generated.query_begin[static_cast<std::size_t>(sequence) + 1]);
+  std::vector<float> rows;
+  for (std::size_t i = begin * heads * dim; i < end * heads * dim; ++i)
+    rows.push_back(to_float(generated.out[generated.margin + i]));
+  for (std::size_t i = begin * heads; i < end * heads; ++i) rows.push_back(generated.lse[generated.margin + i]);
+  return rows;
+}
+
+// The values of `from`, sequence by sequence, in another pool: other block size, order, ids and poison.
+template <class T>
+void copy_values(GeneratedProblem<T>& from, GeneratedProblem<T>& to, int from_sequence, int to_sequence) {
+  const auto source = from.problem(), target = to.problem();
+  const auto kv = to.template kv_view<Space::host>(to.pool.data());
+  for (int key = 0; key < source.tables.kv_len(from_sequence); ++key) {
+    const int from_block = source.tables.block_ids(from_sequence, key / from.shape.block_size);
+    const int to_block = target.tables.block_ids(to_sequence, key / to.shape.block_size);
+    const int from_slot = key % from.shape.block_size, to_slot = key % to.shape.block_size;
+    for (int head = 0; head < source.kv_heads(); ++head) {
+      for (int d = 0; d < source.head_dim(); ++d)
+        kv.k(to_block, head, to_slot, d) = source.kv.k(from_block, head, from_slot, d);
+      for (int d = 0; d < source.head_dim_v(); ++d)
+        kv.v(to_block, head, to_slot, d) = source.kv.v(from_block, head, from_slot, d);
+    }
+  }
+  const auto row = static_cast<std::size_t>(source.q_heads() * source.head_dim());
+  const auto first = [&](const auto& problem, int sequence) {
+    return static_cast<std::size_t>(problem.tables.query_begin(sequence)) * row;
+  };
+  const std::size_t count = row * static_cast<std::size_t>(target.tables.q_len(to_sequence));
+  const std::size_t skipped =
+      row * static_cast<std::size_t>(source.tables.q_len(from_sequence)) - count;  // keep the newest
+  std::copy_n(&from.q[first(source, from_sequence) + skipped], count, &to.q[first(target, to_sequence)]);
+}
+
+ProblemShape long_shape(std::uint64_t seed) {
+  ProblemShape shape = random_shape(seed, {.head_dims = {16, 24}, .max_group_size = 4});
+  shape.q_len = {1, 9, 30, 0, 5};
+  shape.kv_len = {200, 131, 30, 64, 1};
+  return shape;
+}
+
+}  // namespace
+
+TEST_CASE("any number of threads gives the same bits") {
+  GeneratedProblem<bf16, bf16, float> generated(long_shape(1));
+  cpu::attend(generated.problem(), rule, cpu::InlineExecutor{}, small_tiles);
+  const auto out = generated.out;
+  const auto lse = generated.lse;
+  for (const int num_threads : {1, 2, 3, 8}) {
+    cpu::ThreadExecutor executor(num_threads);
+    for (int run = 0; run < 20; ++run) {
+      generated.clear_outputs();
+      cpu::attend(generated.problem(), rule, executor, small_tiles);
+      CHECK(same_bits(generated.out, out));
+      CHECK(same_bits(generated.lse, lse));
+    }
+  }
+}
+
+TEST_CASE("a sequence gets the same bits alone and in a batch, at any block size and in any order of the axes") {
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    GeneratedProblem<float> batch(long_shape(seed));
+    cpu::attend(batch.problem(), rule, cpu::InlineExecutor{}, small_tiles);
+    for (int s = 0; s < batch.shape.num_seqs(); ++s) {
+      ProblemShape shape = batch.shape;
+      shape.seed += 1000;
+      shape.q_len = {batch.shape.q_len[static_cast<std::size_t>(s)]};
+      shape.kv_len = {batch.shape.kv_len[static_cast<std::size_t>(s)]};
+      shape.block_size = 1 + static_cast<int>(seed % 37);
+      shape.order = static_cast<PoolOrder>(seed % 3);
+      GeneratedProblem<float> alone(shape);
+      copy_values(batch, alone, s, 0);
+      cpu::attend(alone.problem(), rule, cpu::InlineExecutor{}, small_tiles);
+      CAPTURE(s);
+      CHECK_MESSAGE(same_bits(rows_of(batch, s), rows_of(alone, 0)), alone.shape.describe());
+    }
+  }
+}
+
+TEST_CASE("a prompt in one piece and its last queries alone get the same bits, for any query tile") {
+  ProblemShape shape = long_shape(3);
+  shape.q_len = {90};
+  shape.kv_len = {130};
+  GeneratedProblem<float> whole(shape);
+  cpu::attend(whole.problem(), rule, cpu::InlineExecutor{}, small_tiles);
+  const std::vector<float> all = rows_of(whole, 0);
+  for (const int q_len : {1, 2, 7, 33, 90}) {
+    shape.q_len = {q_len};
+    GeneratedProblem<float> chunk(shape);
+    copy_values(whole, chunk, 0, 0);
+    for (const int query_tile : {1, 3, 4, 64}) {
+      cpu::attend(chunk.problem(), rule, cpu::InlineExecutor{},
+                  {.query_tile = query_tile, .key_tile = 8, .split_keys = 16});
+      const std::vector<float> rows = rows_of(chunk, 0);
+      const std::size_t heads = static_cast<std::size_t>(shape.q_heads()),
+                        dim = static_cast<std::size_t>(shape.head_dim_v);
+      const std::size_t num_values = static_cast<std::size_t>(q_len) * heads * dim;
+      CHECK(std::equal(rows.begin(), rows.begin() + static_cast<std::ptrdiff_t>(num_values),
+                       all.begin() + static_cast<std::ptrdiff_t>(90 * heads * dim - num_values)));
+    }
+  }
+}
+
+TEST_CASE("split and unsplit results are close") {
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    GeneratedProblem<float> generated(long_shape(seed));
+    const Expected expected = expected_of(generated, rule);
+    for (const int split_keys : {8, 24, 1 << 30}) {
+      generated.clear_outputs();
+      cpu::attend(generated.problem(), rule, cpu::InlineExecutor{},
+                  {.query_tile = 4, .key_tile = 8, .split_keys = split_keys});
+      CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+    }
+  }
+}
+
+TEST_CASE("blocks that a window has dropped are not looked up") {
+  ProblemShape shape = long_shape(7);
+  shape.q_len = {3};
+  shape.kv_len = {150};
+  shape.block_size = 8;
+  GeneratedProblem<float> generated(shape);
+  const SlidingWindow window{.window = 20, .sink_tokens = 5};
+  const Expected expected = expected_of(generated, window);
+  const int oldest = 150 - 3 - 20 + 1;  // of the first query
+  for (int block = 1; block < oldest / 8; ++block)
+    generated.block_ids[static_cast<std::size_t>(block)] = to_index(BlockId::none);
+  cpu::attend(generated.problem(), window, cpu::InlineExecutor{}, small_tiles);
+  CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+}
+
+TEST_CASE("slots of a live block that no query may see can hold anything") {
+  ProblemShape shape = long_shape(9);
+  shape.q_len = {2};
+  shape.kv_len = {100};
+  GeneratedProblem<float> generated(shape);
+  const SlidingWindow window{.window = 30, .sink_tokens = 5};
+  const Expected expected = expected_of(generated, window);
+  const auto problem = generated.problem();
+  const auto kv = generated.kv_view<Space::host>(generated.pool.data());
+  for (int key = 5; key <= 100 - 2 - 30; ++key) {
+    const int block = problem.tables.block_ids(0, key / shape.block_size);
+    for (int head = 0; head < shape.kv_heads; ++head) {
+      kv.k(block, head, key % shape.block_size, 0) = std::nanf("");
+      kv.v(block, head, key % shape.block_size, 0) = infinity;
+    }
+  }
+  cpu::attend(problem, window, cpu::InlineExecutor{}, small_tiles);
+  CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+}
+
+TEST_CASE("many long prompts run in several waves of bounded scratch, with the same bits as one by one") {
+  ProblemShape shape{
+      .seed = 11, .q_len = {}, .kv_len = {}, .kv_heads = 2, .group_size = 8, .head_dim = 1, .head_dim_v = 1};
+  for (int s = 0; s < 12; ++s) {
+    shape.q_len.push_back(120);
+    shape.kv_len.push_back(120);
+  }
+  GeneratedProblem<float> batch(shape);  // 12 * 120 * 16 rows of about four pieces: more than a wave
+  cpu::attend(batch.problem(), Causal{}, cpu::InlineExecutor{}, small_tiles);
+  shape.q_len.resize(1);
+  shape.kv_len.resize(1);
+  GeneratedProblem<float> alone(shape);
+  for (int s = 0; s < 12; ++s) {
+    copy_values(batch, alone, s, 0);
+    cpu::attend(alone.problem(), Causal{}, cpu::InlineExecutor{}, small_tiles);
+    CHECK(same_bits(rows_of(batch, s), rows_of(alone, 0)));
+  }
+}
