@@ -9,26 +9,17 @@
 #include <memory>
 #include <optional>
 #include <set>
-#include <stdexcept>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cache/naive_memory.hpp"
+#include "cache/naive_prefixes.hpp"
 #include "cache/trace.hpp"
 #include "pagedkv/cache/prefix_cache.hpp"
 
 namespace pagedkv_test {
-
-using namespace pagedkv;  // NOLINT: a test's own namespace
-
-class OracleFailure : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
-
-inline void expect(bool condition, const std::string& what) {
-  if (!condition) throw OracleFailure(what);
-}
 
 /// Runs operations on the library and on lists of tokens side by side. The K and V of a token depend on all tokens
 /// before it, so what a row must hold is a number made from the whole prefix: a wrong hit is a wrong number.
@@ -39,7 +30,8 @@ class Oracle {
       : block_size_(block_size),
         blocks_(std::make_unique<BlockAllocator>(BlockAllocatorOptions{num_blocks, block_size})),
         cache_(std::make_unique<Cache>(*blocks_)),
-        memory_(static_cast<std::size_t>(num_blocks) * static_cast<std::size_t>(block_size), poison) {
+        prefixes_(block_size),
+        memory_(num_blocks, block_size) {
     for (Plan& plan : plans_) plan.step = std::make_unique<StepPlan>();
   }
 
@@ -83,7 +75,7 @@ class Oracle {
         if (op.seed % 8 == 0) cache_->clear();
         break;
     }
-    forget_unpublished();
+    prefixes_.forget_unpublished(*blocks_);
     poison_free_blocks();
     check();
   }
@@ -92,9 +84,6 @@ class Oracle {
 
  private:
   using Tokens = std::vector<std::int32_t>;
-  using Key = std::pair<std::uint64_t, Tokens>;  // salt and the whole prefix
-
-  static constexpr std::uint64_t poison = 0xdeadbeefdeadbeefu;
 
   struct Seq {
     Sequence sequence;
@@ -108,7 +97,7 @@ class Oracle {
 
   struct Plan {
     std::unique_ptr<StepPlan> step;
-    std::vector<std::uint64_t> rows;  // what each row writes; poison for killed rows
+    std::vector<std::uint64_t> rows;  // what each row writes; NaiveMemory::dead for killed rows
     bool executed = false;
   };
 
@@ -180,8 +169,8 @@ class Oracle {
     Seq seq{Sequence{*blocks_}, options.salt, {}, 0, 0, -1, {}};
     const int num_tokens = static_cast<int>(tokens.size());
     const auto before = snapshot(seq.sequence, *plan.step);
-    const int whole = options.skip_lookup ? 0 : cached_tokens(options.salt, tokens, false);
-    const int partial = options.skip_lookup ? 0 : cached_tokens(options.salt, tokens, options.partial_blocks);
+    const int whole = options.skip_lookup ? 0 : prefixes_.cached_tokens(options.salt, tokens, false);
+    const int partial = options.skip_lookup ? 0 : prefixes_.cached_tokens(options.salt, tokens, options.partial_blocks);
     const bool fits = fits_after_hit(options, tokens, whole);
     const Admission admission = cache_->admit(tokens, seq.sequence, *plan.step, options);
     if (!admission) {
@@ -207,40 +196,11 @@ class Oracle {
   void publish(std::optional<Seq>& seq) {
     if (!seq) return;
     cache_->publish(seq->tokens, seq->sequence, {.salt = seq->salt});
-    for (int i = 0; i < seq->committed / block_size_; ++i) {
-      const BlockId block = seq->sequence.blocks()[static_cast<std::size_t>(i)];
-      if (block == BlockId::none && published_.count(next_block(*seq, i)) == 0) break;
-      if (block == BlockId::none) continue;
-      const Key key{seq->salt, Tokens(seq->tokens.begin(), seq->tokens.begin() + (i + 1) * block_size_)};
-      const auto [at, is_new] = published_.emplace(block, key);
-      expect(is_new || at->second == key, "a published block never changes its tokens");
-      expect(blocks_->is_published(block), "every full committed block is published");
-    }
+    prefixes_.publish(seq->salt, seq->tokens, seq->sequence.blocks().first(seq->committed / block_size_));
   }
 
   void execute(Plan& plan) {
-    if (plan.executed) return;
-    std::set<BlockId> destinations;
-    std::set<Slot> slots;
-    for (const BlockCopy& copy : plan.step->copies())
-      expect(destinations.insert(copy.destination).second, "destinations are distinct");
-    for (const Slot slot : plan.step->slots())
-      expect(slot == dead_slot || slots.insert(slot).second, "slots are distinct");
-    const std::vector<std::uint64_t> before = memory_;
-    for (const BlockCopy& copy : plan.step->copies()) {
-      expect(destinations.count(copy.source) == 0, "no copy reads what another one writes");
-      for (int row = 0; row < copy.num_rows; ++row) {
-        const Slot source = slot_of(copy.source, row);
-        expect(slots.count(source) == 0, "no copy reads what the step has yet to write");
-        memory_[static_cast<std::size_t>(slot_of(copy.destination, row))] = before[static_cast<std::size_t>(source)];
-      }
-    }
-    expect(plan.step->slots().size() == plan.rows.size(), "one slot for each appended row");
-    for (std::size_t i = 0; i < plan.rows.size(); ++i) {
-      const Slot slot = plan.step->slots()[i];
-      expect((slot == dead_slot) == (plan.rows[i] == poison), "exactly the killed rows are dead");
-      if (slot != dead_slot) memory_[static_cast<std::size_t>(slot)] = plan.rows[i];
-    }
+    if (!plan.executed) memory_.execute(*plan.step, plan.rows);
     plan.executed = true;
   }
 
@@ -291,8 +251,10 @@ class Oracle {
       std::uint64_t value = seq->salt;
       for (int i = 0; i < seq->committed; ++i) {
         value = next_value(value, seq->tokens[static_cast<std::size_t>(i)]);
-        if (i >= seq->released_blocks * block_size_)
-          expect(read(s.table().slot(i)) == value, "a sequence reads back exactly its own tokens");
+        if (i < seq->released_blocks * block_size_) continue;
+        const BlockId block = s.blocks()[static_cast<std::size_t>(i / block_size_)];
+        expect(s.table().slot(i) == memory_.slot(block, i % block_size_), "slots follow the table");
+        expect(read(block, i % block_size_) == value, "a sequence reads back exactly its own tokens");
       }
     }
     std::set<BlockId> in_use;
@@ -305,45 +267,17 @@ class Oracle {
     }
     expect(blocks_->num_used() == static_cast<int>(in_use.size()), "used blocks have owners or pending copies");
     expect(blocks_->num_used() + blocks_->num_idle() + blocks_->num_free() == blocks_->num_blocks(), "conservation");
-    check_published();
-  }
-
-  void check_published() const {
-    std::set<Key> keys;
-    for (const auto& [block, key] : published_) keys.insert(key);
-    for (int i = 0; i < blocks_->num_blocks(); ++i)
-      expect(blocks_->is_published(BlockId{i}) == (published_.count(BlockId{i}) == 1), "publish alone publishes");
-    for (const Key& key : keys) {
-      if (static_cast<int>(key.second.size()) == block_size_) continue;
-      const Key parent{key.first, Tokens(key.second.begin(), key.second.end() - block_size_)};
-      expect(keys.count(parent) == 1, "a prefix outlives its continuations");
-    }
-    for (const auto& [block, key] : published_) {
-      std::uint64_t value = key.first;
-      for (std::size_t i = 0; i < key.second.size(); ++i) {
-        value = next_value(value, key.second[i]);
-        const auto offset =
-            static_cast<std::ptrdiff_t>(i) - static_cast<std::ptrdiff_t>(key.second.size()) + block_size_;
-        if (offset >= 0) expect(read(slot_of(block, static_cast<int>(offset))) == value, "published rows are frozen");
-      }
-    }
+    prefixes_.check(*blocks_, [this](BlockId block, int row) { return read(block, row); });
   }
 
   // ---- the naive side ----
 
-  static std::uint64_t next_value(std::uint64_t value, std::int32_t token) {
-    return detail::hash_mix(value + 0x1234567u, token);
-  }
-
   // A row as it will be once the pending copies are made.
-  std::uint64_t read(Slot slot) const {
-    const BlockId block{static_cast<std::int32_t>(slot / block_size_)};
-    const int row = static_cast<int>(slot % block_size_);
+  std::uint64_t read(BlockId block, int row) const {
     for (const Plan& plan : plans_)
       for (const BlockCopy& copy : plan.step->copies())
-        if (!plan.executed && copy.destination == block && row < copy.num_rows)
-          return memory_[static_cast<std::size_t>(slot_of(copy.source, row))];
-    return memory_[static_cast<std::size_t>(slot)];
+        if (!plan.executed && copy.destination == block && row < copy.num_rows) return memory_.read(copy.source, row);
+    return memory_.read(block, row);
   }
 
   void write(Seq& seq, Plan& plan, const Tokens& tokens) {
@@ -361,7 +295,7 @@ class Oracle {
   void kill_rows(Seq& seq, int num_kept_tokens) {
     const int num_kept = std::max(0, num_kept_tokens - seq.committed);
     while (static_cast<int>(seq.rows.size()) > num_kept) {
-      plans_[static_cast<std::size_t>(seq.plan)].rows[static_cast<std::size_t>(seq.rows.back())] = poison;
+      plans_[static_cast<std::size_t>(seq.plan)].rows[static_cast<std::size_t>(seq.rows.back())] = NaiveMemory::dead;
       seq.rows.pop_back();
     }
   }
@@ -392,55 +326,26 @@ class Oracle {
     return num_owners > 1 || rows < std::max(frozen, blocks_->num_frozen_rows(tail));
   }
 
-  int cached_tokens(std::uint64_t salt, const Tokens& tokens, bool partial_blocks) const {
-    const int limit = static_cast<int>(tokens.size()) - 1;
-    int best = 0;
-    for (const auto& [block, key] : published_) {
-      if (key.first != salt) continue;
-      const auto common = std::ranges::mismatch(key.second, tokens).in1 - key.second.begin();
-      best = std::max(best, std::min(static_cast<int>(common), limit));
-    }
-    return partial_blocks ? best : best - best % block_size_;
-  }
-
   bool fits_after_hit(const AdmitOptions& options, const Tokens& tokens, int cached) const {
     const int end = cached + std::min(static_cast<int>(tokens.size()) - cached, options.max_append);
     int num_available = blocks_->num_available() - options.watermark;
     for (int length = block_size_; length <= cached; length += block_size_) {
-      const Key key{options.salt, Tokens(tokens.begin(), tokens.begin() + length)};
-      bool is_idle = true;  // a copy that has an owner is preferred
-      for (const auto& [block, other] : published_)
-        if (other == key) is_idle = is_idle && blocks_->is_idle(block);
+      const bool is_idle =
+          prefixes_.is_idle(options.salt, std::span(tokens).first(static_cast<std::size_t>(length)), *blocks_);
       num_available -= is_idle ? 1 : 0;
     }
     return blocks_for(end) - cached / block_size_ <= num_available;
   }
 
-  // The block behind a dropped one: publishing goes on only if it was published before the window passed.
-  BlockId next_block(const Seq& seq, int i) const {
-    for (int j = i; j < std::ssize(seq.sequence.blocks()); ++j)
-      if (const BlockId block = seq.sequence.blocks()[static_cast<std::size_t>(j)]; block != BlockId::none)
-        return block;
-    return BlockId::none;
-  }
-
-  void forget_unpublished() {
-    std::erase_if(published_, [this](const auto& entry) { return !blocks_->is_published(entry.first); });
-  }
-
+  // What nobody owns, publishes or copies may hold anything.
   void poison_free_blocks() {
+    std::set<BlockId> copied;
+    for (const Plan& plan : plans_)
+      for (const BlockCopy& copy : plan.step->copies()) copied.insert(copy.source);
     for (int i = 0; i < blocks_->num_blocks(); ++i) {
       const BlockId block{i};
-      if (blocks_->ref_count(block) > 0 || blocks_->is_idle(block) || is_copied(block)) continue;
-      for (int row = 0; row < block_size_; ++row) memory_[static_cast<std::size_t>(slot_of(block, row))] = poison;
+      if (blocks_->ref_count(block) == 0 && !blocks_->is_idle(block) && copied.count(block) == 0) memory_.poison(block);
     }
-  }
-
-  bool is_copied(BlockId block) const {
-    for (const Plan& plan : plans_)
-      for (const BlockCopy& copy : plan.step->copies())
-        if (copy.source == block) return true;
-    return false;
   }
 
   template <class Action>
@@ -488,7 +393,6 @@ class Oracle {
   }
 
   int blocks_for(int num_tokens) const { return (num_tokens + block_size_ - 1) / block_size_; }
-  Slot slot_of(BlockId block, int row) const { return static_cast<Slot>(to_index(block)) * block_size_ + row; }
   int index_of(const Plan& plan) const { return &plan == &plans_[0] ? 0 : 1; }
   StepPlan& plan_of(Plan& plan) { return *plan.step; }
 
@@ -497,8 +401,8 @@ class Oracle {
   std::unique_ptr<Cache> cache_;
   std::array<Plan, 2> plans_;
   std::array<std::optional<Seq>, 8> sequences_;
-  std::map<BlockId, Key> published_;
-  std::vector<std::uint64_t> memory_;  // one number for the K and V of each slot
+  NaivePrefixes prefixes_;
+  NaiveMemory memory_;
 };
 
 }  // namespace pagedkv_test

@@ -64,7 +64,7 @@ inline Trace shrink(Trace trace, const Runner& run) {
         smaller = true;
       }
     }
-    if (!smaller || length > 1) length = smaller && length == 1 ? 1 : length / 2;
+    if (!smaller || length > 1) length /= 2;
   }
   return trace;
 }
