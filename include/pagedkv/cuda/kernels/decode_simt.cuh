@@ -123,7 +123,7 @@ __device__ KeyAddress<typename Problem::Element> locate(const Problem& problem, 
 
 /// Lane j gets q . k_j for the first `num_keys` keys of the pass.
 template <class Config, class Problem>
-__device__ float score(const QueryRow<Config>& row, const typename Problem::Element* k, int num_keys) {
+__device__ float score_keys(const QueryRow<Config>& row, const typename Problem::Element* k, int num_keys) {
   const int lane = threadIdx.x % Config::lanes;
   float x = 0.f;
 #pragma unroll Config::rows_in_flight
@@ -142,7 +142,7 @@ __device__ float score(const QueryRow<Config>& row, const typename Problem::Elem
 
 /// out += weight_j * v_j for the first `num_keys` keys of the pass.
 template <class Config, class Problem>
-__device__ void accumulate(RowState<Config>& state, float weight, const typename Problem::Element* v, int num_keys) {
+__device__ void add_values(RowState<Config>& state, float weight, const typename Problem::Element* v, int num_keys) {
   const int lane = threadIdx.x % Config::lanes;
 #pragma unroll Config::rows_in_flight
   for (int j = 0; j < num_keys; ++j) {
@@ -179,13 +179,13 @@ __device__ RowState<Config> attend_keys(const Problem& problem, const V& variant
     if (!seen) address = {first_k, first_v};
     const int num_keys = Config::lanes - __clz(static_cast<int>(seen_lanes));
 
-    const float dot = score<Config, Problem>(row, address.k, num_keys);
+    const float dot = score_keys<Config, Problem>(row, address.k, num_keys);
     const float logit = seen ? variant.logit(problem.scale * dot, position) : -infinity;
     const float scale = state.softmax.raise(warp_max<Config>(logit));
     const float weight = state.softmax.weight(logit);
     state.softmax.sum += warp_sum<Config>(weight);
     for (float& out : state.out) out *= scale;
-    accumulate<Config, Problem>(state, weight, address.v, num_keys);
+    add_values<Config, Problem>(state, weight, address.v, num_keys);
   }
   return state;
 }

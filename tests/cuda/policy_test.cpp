@@ -1,0 +1,97 @@
+// Policies, what they support, how decode is scheduled, and dispatch by head_dim: all of it without a GPU.
+#include "pagedkv/cuda/policy.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "pagedkv/cuda/dispatch.hpp"
+#include "pagedkv/cuda/kernels/decode_schedule.hpp"
+#include "support/random.hpp"
+
+namespace {
+
+using namespace pagedkv;
+using namespace pagedkv::cuda;
+
+constexpr Support prefill_for(int head_dim) {
+  return is_supported(choose_prefill(80, head_dim, 2), {.head_dim = head_dim, .head_dim_v = head_dim});
+}
+
+// Every row of the prefill policy fits the smallest GPU that is supported.
+static_assert(prefill_for(16) && prefill_for(64) && prefill_for(80) && prefill_for(96) && prefill_for(112));
+static_assert(prefill_for(128) && prefill_for(192) && prefill_for(256));
+static_assert(is_supported(choose_decode(80, 64, 2), {.head_dim = 1, .head_dim_v = 256}));
+
+TablesView<Space::device> bounds(std::int64_t num_seqs, int max_q_len, int max_kv_len) {
+  TablesView<Space::device> tables;
+  tables.kv_len.extents[0] = num_seqs;
+  tables.max_q_len = max_q_len;
+  tables.max_kv_len = max_kv_len;
+  return tables;
+}
+
+}  // namespace
+
+TEST_CASE("what a kernel does not support comes with a reason") {
+  const auto reason = [](const Support& support) { return std::string_view(support.reason ? support.reason : ""); };
+  CHECK(reason(is_supported(choose_decode(80, 257, 2), {.head_dim = 257, .head_dim_v = 64})) ==
+        "head_dim must be 1 to 256");
+  CHECK(reason(is_supported(choose_decode(80, 64, 2), {.arch = 75, .head_dim = 64, .head_dim_v = 64})) ==
+        "needs compute capability 8.0");
+  CHECK(reason(prefill_for(72)) == "head_dim must be a multiple of 16 up to 256");
+  CHECK(reason(is_supported(choose_prefill(80, 64, 4), {.head_dim = 64, .head_dim_v = 64, .element_bytes = 4})) ==
+        "q, K and V must be of 16-bit elements");
+  CHECK(reason(is_supported(choose_prefill(80, 128, 2), {.head_dim = 128, .head_dim_v = 128}, 48 * 1024)) ==
+        "query and key tiles do not fit in shared memory");
+}
+
+TEST_CASE("where a split ends depends on the policy alone, never on the batch") {
+  const DecodePolicy policy = choose_decode(90, 128, 2);
+  for (const int max_kv_len : {0, 1, 255, 256, 257, 5000, 1 << 20}) {
+    for (const std::int64_t num_seqs : {1, 7, 100'000}) {
+      const auto tables = bounds(num_seqs, 1, max_kv_len);
+      const DecodeSchedule schedule = schedule_decode(policy, tables, {static_cast<int>(num_seqs), 32, 8}, 132, 16384);
+      CHECK(schedule.plan.split_keys == policy.split_keys);
+    }
+  }
+}
+
+TEST_CASE("partials and counters of a schedule always fit the workspace") {
+  pagedkv_test::Random random(5);
+  for (int i = 0; i < 10'000; ++i) {
+    const DecodePolicy policy = choose_decode(90, 128, 2);
+    const auto tables = bounds(random.between(0, 300), random.between(0, 40), random.between(0, 70'000));
+    const int kv_heads = random.between(1, 8), q_heads = kv_heads * random.between(1, 16);
+    const int num_tokens = random.between(0, 400), max_partials = random.between(0, 40'000);
+    const DecodeSchedule schedule = schedule_decode(policy, tables, {num_tokens, q_heads, kv_heads}, 132, max_partials);
+    CHECK(schedule.num_shares >= 1);
+    CHECK(schedule.num_shares <= schedule.plan.max_splits);
+    CHECK(schedule.warps >= 1);
+    CHECK(schedule.warps <= policy.max_warps);
+    CHECK(schedule.units == schedule.plan.num_tiles() * kv_heads * schedule.num_shares);
+    CHECK(schedule.num_ctas <= schedule.units);
+    if (schedule.num_shares == 1) continue;
+    CHECK(std::int64_t{num_tokens} * q_heads * schedule.plan.max_splits <= max_partials);
+    CHECK(schedule.plan.num_tiles() * kv_heads <= max_partials);
+  }
+}
+
+TEST_CASE("one long sequence is shared among many CTAs, a full batch is not") {
+  const DecodePolicy policy = choose_decode(90, 128, 2);
+  CHECK(schedule_decode(policy, bounds(1, 1, 65'536), {1, 32, 8}, 132, 16384).num_shares == 132);
+  CHECK(schedule_decode(policy, bounds(256, 1, 65'536), {256, 32, 8}, 132, 1 << 30).num_shares == 1);
+}
+
+TEST_CASE("dispatch calls the named head_dim and refuses the others by name") {
+  std::vector<int> called;
+  const auto record = [&](auto head_dim) { called.push_back(head_dim.value); };
+  with_head_dim(HeadDims<64, 128>{}, 128, "test", record);
+  with_head_dim(HeadDims<64, 128>{}, 64, "test", record);
+  CHECK(called == std::vector<int>{128, 64});
+  CHECK_THROWS_WITH_AS(with_head_dim(HeadDims<64, 128>{}, 80, "test", record),
+                       doctest::Contains("test: head_dim one of those named, 64, 128 expected, 80 given"),
+                       InvalidArgument);
+}
