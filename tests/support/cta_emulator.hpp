@@ -17,7 +17,8 @@
 
 namespace pagedkv_test {
 
-/// One CTA at a time. Threads run in turns, in a fixed order, and give way only where they have to wait.
+/// One CTA at a time. The first warp runs ahead as far as barriers let it, then the second, and so on; next time the last
+/// warp begins. A missing barrier meets its worst case.
 class CtaEmulator {
  public:
   /// Runs `body` once per thread. Throws what a thread throws, and logic_error where threads would wait for ever.
@@ -26,18 +27,14 @@ class CtaEmulator {
     warps_.assign(static_cast<std::size_t>(num_threads / 32), {});
     barrier_ = {};
     for (int i = 0; i < num_threads; ++i) start_thread(body);
-    for (bool running = true; running;) {
-      running = false;
-      progress_ = false;
-      for (current_ = 0; current_ < threads_.size(); ++current_) {
-        Thread& thread = *threads_[current_];
-        if (thread.done) continue;
-        running = true;
-        swapcontext(&scheduler_, &thread.context);
-        if (thread.error) std::rethrow_exception(thread.error);
-      }
-      if (running && !progress_) throw std::logic_error("some threads wait for others that never come");
+    bool progress = true;
+    for (int pass = 0; progress; ++pass) {
+      progress = false;
+      for (std::size_t i = 0; i < warps_.size(); ++i)
+        while (run_warp(pass % 2 == 0 ? i : warps_.size() - 1 - i)) progress = true;
     }
+    for (const auto& thread : threads_)
+      if (!thread->done) throw std::logic_error("some threads wait for others that never come");
   }
 
   unsigned thread() const { return static_cast<unsigned>(current_); }
@@ -99,6 +96,18 @@ class CtaEmulator {
     std::vector<Copy> open_group;
     std::deque<std::vector<Copy>> groups;
   };
+
+  /// Gives each thread of a warp a turn. Did one get further?
+  bool run_warp(std::size_t warp) {
+    progress_ = false;
+    for (current_ = 32 * warp; current_ < 32 * (warp + 1); ++current_) {
+      Thread& thread = *threads_[current_];
+      if (thread.done) continue;
+      swapcontext(&scheduler_, &thread.context);
+      if (thread.error) std::rethrow_exception(thread.error);
+    }
+    return progress_;
+  }
 
   void start_thread(const std::function<void()>& body) {
     constexpr std::size_t stack_bytes = 256 * 1024;
