@@ -1,10 +1,13 @@
 // cpu::attend where softmax is hard: huge logits, rising logits, one outlier, hidden NaN, nothing to see; and bad lengths.
 #include <doctest/doctest.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "pagedkv/attention/variants.hpp"
 #include "pagedkv/cpu/attend.hpp"
@@ -82,6 +85,17 @@ TEST_CASE("a NaN that a query sees reaches its output instead of becoming a plau
   CHECK(std::isnan(all.problem().out(0, 0, 0)));
 }
 
+TEST_CASE("an infinite value reaches the queries that see it and no other, though they share a tile") {
+  auto generated = with_logits([](int) { return 0.f; });
+  const auto kv = generated.kv_view<Space::host>(generated.pool.data());
+  kv.v(generated.block_ids[99 / 7], 0, 99 % 7, 0) = infinity;
+  cpu::attend(generated.problem(), Causal{}, cpu::InlineExecutor{}, {.query_tile = 3, .key_tile = 100});
+  const auto problem = generated.problem();
+  CHECK(std::isfinite(problem.out(0, 0, 0)));
+  CHECK(std::isfinite(problem.out(1, 0, 0)));
+  CHECK(problem.out(2, 0, 0) == infinity);
+}
+
 TEST_CASE("without sequences, queries or keys there is nothing to do, and outputs are still written") {
   GeneratedProblem<float> no_keys({.seed = 1, .q_len = {2, 0, 1}, .kv_len = {0, 0, 0}});
   cpu::attend(no_keys.problem(), Causal{});
@@ -89,6 +103,37 @@ TEST_CASE("without sequences, queries or keys there is nothing to do, and output
   GeneratedProblem<float> no_queries({.seed = 1, .q_len = {0, 0}, .kv_len = {20, 0}});
   cpu::attend(no_queries.problem(), Causal{});
   CHECK(no_queries.canaries_intact());
+}
+
+TEST_CASE("blocks may lie more than 2^32 elements apart") {
+  // Reserved addresses; only the pages of the three blocks are ever touched.
+  const std::int64_t stride = (std::int64_t{1} << 32) + 64;
+  const std::size_t size_bytes = 3 * static_cast<std::size_t>(stride) * sizeof(f16);
+  void* memory = mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    MESSAGE("not run: this machine does not reserve ", size_bytes, " bytes of addresses");
+    return;
+  }
+  KvView<f16> far{.k = {.data = static_cast<f16*>(memory), .extents = {3, 1, 8, 8}, .strides = {stride, 64, 8, 1}},
+                  .v = {}};
+  far.v = far.k;
+  far.v.data += 64;
+  GeneratedProblem<float, f16, float> generated(
+      {.seed = 4, .q_len = {2}, .kv_len = {20}, .head_dim = 8, .head_dim_v = 8, .block_size = 8});
+  const Expected expected = expected_of(generated, Causal{});
+  auto problem = generated.problem();
+  const std::vector<std::int32_t> near_ids = generated.block_ids;
+  const std::vector<std::int32_t> far_ids{2, 0, 1};
+  for (int key = 0; key < 20; ++key) {
+    const auto block = static_cast<std::size_t>(key / 8);
+    std::copy_n(problem.kv.k.at(near_ids[block], 0, key % 8, 0), 8, far.k.at(far_ids[block], 0, key % 8, 0));
+    std::copy_n(problem.kv.v.at(near_ids[block], 0, key % 8, 0), 8, far.v.at(far_ids[block], 0, key % 8, 0));
+  }
+  std::copy_n(far_ids.begin(), 3, generated.block_ids.begin());
+  problem.kv = far;
+  cpu::attend(problem, Causal{});
+  CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+  munmap(memory, size_bytes);
 }
 
 TEST_CASE("an empty lse view is not written") {

@@ -36,17 +36,21 @@ inline float dot(const float* __restrict a, const float* __restrict b, int n) {
   return sums[0];
 }
 
-/// sums += weights[0] * rows[0] + ... + weights[3] * rows[3], in this order; rows lie n floats apart, n as in dot().
-inline void add_four_rows(float* __restrict sums, const float* __restrict weights, const float* __restrict rows,
-                          int n) {
-  const float *row0 = rows, *row1 = row0 + n, *row2 = row1 + n, *row3 = row2 + n;
-  for (int i = 0; i < n; ++i) {
-    float sum = sums[i];
-    sum += weights[0] * row0[i];
-    sum += weights[1] * row1[i];
-    sum += weights[2] * row2[i];
-    sum += weights[3] * row3[i];
-    sums[i] = sum;
+/// sums += weights[0] * rows[0] + weights[1] * rows[1] + ..., in this order; each row has n floats.
+inline void add_rows(float* __restrict sums, const float* weights, const float* const* rows, int num_rows, int n) {
+  int row = 0;
+  for (; row + 4 <= num_rows; row += 4) {  // four at a time: sums are loaded and stored once
+    const float w0 = weights[row], w1 = weights[row + 1], w2 = weights[row + 2], w3 = weights[row + 3];
+    const float* __restrict r0 = rows[row];
+    const float* __restrict r1 = rows[row + 1];
+    const float* __restrict r2 = rows[row + 2];
+    const float* __restrict r3 = rows[row + 3];
+    for (int i = 0; i < n; ++i) sums[i] = (((sums[i] + w0 * r0[i]) + w1 * r1[i]) + w2 * r2[i]) + w3 * r3[i];
+  }
+  for (; row < num_rows; ++row) {
+    const float w = weights[row];
+    const float* __restrict r = rows[row];
+    for (int i = 0; i < n; ++i) sums[i] += w * r[i];
   }
 }
 
@@ -55,18 +59,19 @@ void load_row(const T* __restrict source, int n, float* __restrict target) {
   for (int i = 0; i < n; ++i) target[i] = to_float(source[i]);
 }
 
-/// Keys of one KV head, converted once for all rows that see them. Only keys that a row may see are read, and nothing
-/// behind them is multiplied except zeros: what lies in other slots can be NaN.
+/// Keys of one KV head, converted once for all rows that see them. Only keys that a row may see are read, and a row
+/// multiplies only what it sees: what lies in other slots can be NaN.
 class KeyTile {
  public:
   /// Room for `max_keys` keys.
   KeyTile(int max_keys, int head_dim, int head_dim_v)
       : key_stride_(padded(head_dim)),
         value_stride_(padded(head_dim_v)),
-        keys_(floats(max_keys, key_stride_)),
-        values_(floats(round_up(max_keys, 4), value_stride_)),
-        weights_(floats(round_up(max_keys, 4), 1)) {
-    positions_.reserve(static_cast<std::size_t>(max_keys));
+        keys_(size(max_keys) * size(key_stride_)),
+        values_(size(max_keys) * size(value_stride_)),
+        weights_(size(max_keys)),
+        rows_(size(max_keys)) {
+    positions_.reserve(size(max_keys));
   }
 
   /// Loads the keys of `range` that are in `wanted`.
@@ -85,9 +90,6 @@ class KeyTile {
       k += key_stride_;
       v += value_stride_;
     }
-    // add_four_rows goes on to a multiple of four rows, with weight zero. What an earlier tile left there may be
-    // infinite.
-    std::fill(v, values_.data() + round_up(positions_.size(), std::size_t{4}) * stride(value_stride_), 0.f);
   }
 
   /// One query row against the tile: `q` is padded like the keys, `sums` like the values. `p` holds all but the key.
@@ -97,36 +99,34 @@ class KeyTile {
     float top = -infinity;
     for (std::size_t i = 0; i < num_keys; ++i) {
       p.key = positions_[i];
-      weights_[i] = variant.visible(p) ? variant.logit(scale * dot(q, &keys_[i * stride(key_stride_)], key_stride_), p)
-                                       : -infinity;
+      weights_[i] =
+          variant.visible(p) ? variant.logit(scale * dot(q, &keys_[i * size(key_stride_)], key_stride_), p) : -infinity;
       top = max(top, weights_[i]);
     }
     const float factor = softmax.raise(top);
-    for (std::size_t i = 0; i < num_keys; ++i) {
-      weights_[i] = softmax.weight(weights_[i]);
-      softmax.sum += weights_[i];
-    }
     if (factor != 1.f) {
       for (int i = 0; i < value_stride_; ++i) sums[i] *= factor;
     }
-    std::size_t padded_keys = num_keys;
-    while (padded_keys % 4 != 0) weights_[padded_keys++] = 0.f;
-    for (std::size_t i = 0; i < padded_keys; i += 4) {
-      add_four_rows(sums, &weights_[i], &values_[i * stride(value_stride_)], value_stride_);
+    int num_seen = 0;
+    for (std::size_t i = 0; i < num_keys; ++i) {
+      const float weight = softmax.weight(weights_[i]);
+      if (weight == 0.f) continue;
+      softmax.sum += weight;
+      weights_[size(num_seen)] = weight;
+      rows_[size(num_seen++)] = &values_[i * size(value_stride_)];
     }
+    add_rows(sums, weights_.data(), rows_.data(), num_seen, value_stride_);
   }
 
  private:
-  static std::size_t stride(int floats) { return static_cast<std::size_t>(floats); }
-  static std::vector<float> floats(int rows, int row_stride) {
-    return std::vector<float>(stride(rows) * stride(row_stride));
-  }
+  static std::size_t size(int count) { return static_cast<std::size_t>(count); }
 
   int key_stride_, value_stride_;
-  std::vector<float> keys_;     // [max_keys, key_stride], the padding of head_dim is zero
-  std::vector<float> values_;   // [max_keys, value_stride]
-  std::vector<float> weights_;  // of one row
-  std::vector<int> positions_;  // of the loaded keys
+  std::vector<float> keys_;         // [max_keys, key_stride], the padding of head_dim is zero
+  std::vector<float> values_;       // [max_keys, value_stride], likewise
+  std::vector<int> positions_;      // of the loaded keys
+  std::vector<float> weights_;      // of one row; logits at first
+  std::vector<const float*> rows_;  // values of the keys that the row sees
 };
 
 }  // namespace detail
