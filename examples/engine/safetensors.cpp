@@ -6,6 +6,7 @@
 #include <concepts>
 #include <cstring>
 #include <limits>
+#include <system_error>
 
 #include "engine/bad_input.hpp"
 #include "engine/json_field.hpp"
@@ -135,8 +136,9 @@ Checkpoint Checkpoint::open(const std::filesystem::path& dir) {
   std::vector<std::filesystem::path> paths;
   if (std::filesystem::exists(single)) {
     paths.push_back(single);
-  } else if (std::filesystem::is_directory(dir)) {
-    for (const auto& entry : std::filesystem::directory_iterator(dir))
+  } else {
+    std::error_code unreadable;  // then there is nothing to go through, and the message below says so
+    for (const auto& entry : std::filesystem::directory_iterator(dir, unreadable))
       if (entry.path().extension() == ".safetensors") paths.push_back(entry.path());
     std::ranges::sort(paths);
   }

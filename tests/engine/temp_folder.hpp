@@ -34,6 +34,7 @@ class TempFolder {
   const std::filesystem::path& path() const { return path_; }
 
   void write(const std::string& name, std::string_view bytes) const {
+    std::filesystem::remove(path_ / name);  // some file systems flush to disk when a file is overwritten in place
     std::ofstream(path_ / name, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   }
 
