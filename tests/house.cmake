@@ -1,4 +1,4 @@
-# Tests of the house rather than of the code: each header alone, the layers, the package as strangers use it, what must not compile.
+# Tests of the house rather than of the code: each header alone, the layers, the docs, the package as strangers use it, what must not compile.
 
 # Every header twice in a translation unit of its own: it needs no other include before it, and tolerates a second one.
 function(pagedkv_add_headers_alone target glob extension)
@@ -29,6 +29,8 @@ pagedkv_add_script_test(layers
   -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/check_layers.cmake)
 pagedkv_add_script_test(layers_finds_every_breach
   -DWORK=${CMAKE_CURRENT_BINARY_DIR}/breaches -P ${CMAKE_CURRENT_SOURCE_DIR}/check_layers_test.cmake)
+
+pagedkv_add_script_test(docs -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/check_docs.cmake)
 
 file(GLOB files CONFIGURE_DEPENDS compile_fail/*.cpp)
 if(PAGEDKV_HAS_CUDA)
