@@ -65,7 +65,7 @@ void copy_values(GeneratedProblem<T>& from, GeneratedProblem<T>& to, int from_se
   const std::size_t count = row * static_cast<std::size_t>(target.tables.q_len(to_sequence));
   const std::size_t skipped =
       row * static_cast<std::size_t>(source.tables.q_len(from_sequence)) - count;  // keep the newest
-  std::copy_n(&from.q[first(source, from_sequence) + skipped], count, &to.q[first(target, to_sequence)]);
+  std::copy_n(from.q.data() + first(source, from_sequence) + skipped, count, to.q.data() + first(target, to_sequence));
 }
 
 ProblemShape long_shape(std::uint64_t seed) {
@@ -154,12 +154,12 @@ TEST_CASE("blocks that a window has dropped are not looked up") {
   ProblemShape shape = long_shape(7);
   shape.q_len = {3};
   shape.kv_len = {150};
-  shape.block_size = 8;
+  shape.block_size = 4;  // half a tile of keys
   GeneratedProblem<float> generated(shape);
-  const SlidingWindow window{.window = 20, .sink_tokens = 5};
+  const SlidingWindow window{.window = 20, .sink_tokens = 3};
   const Expected expected = expected_of(generated, window);
   const int oldest = 150 - 3 - 20 + 1;  // of the first query
-  for (int block = 1; block < oldest / 8; ++block)
+  for (int block = 1; block < oldest / 4; ++block)
     generated.block_ids[static_cast<std::size_t>(block)] = to_index(BlockId::none);
   cpu::attend(generated.problem(), window, cpu::InlineExecutor{}, small_tiles);
   CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
