@@ -1,6 +1,7 @@
 // Everything, for translation units that nvcc compiles.
 #pragma once
 
+#include "pagedkv/cuda/attend.cuh"
 #include "pagedkv/cuda/decode.cuh"
 #include "pagedkv/cuda/device.cuh"
 #include "pagedkv/cuda/device.hpp"

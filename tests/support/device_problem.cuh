@@ -17,12 +17,18 @@
 
 namespace pagedkv_test {
 
+/// Overwrites an array of the same size.
+template <class T>
+void copy_to_device(const pagedkv::cuda::DeviceArray<T>& copy, const std::vector<T>& elements) {
+  pagedkv::cuda::check(cudaMemcpy(copy.data(), elements.data(), copy.size_bytes(), cudaMemcpyHostToDevice),
+                       "copy_to_device");
+}
+
 /// A copy of `elements` in device memory.
 template <class T>
 pagedkv::cuda::DeviceArray<T> to_device(const std::vector<T>& elements) {
   pagedkv::cuda::DeviceArray<T> copy(elements.size());
-  pagedkv::cuda::check(cudaMemcpy(copy.data(), elements.data(), copy.size_bytes(), cudaMemcpyHostToDevice),
-                       "to_device");
+  copy_to_device(copy, elements);
   return copy;
 }
 
@@ -58,11 +64,11 @@ class DeviceProblem {
 
   Rules<pagedkv::Space::device> rules() const { return {.slopes = slopes_.data(), .sinks = sinks_.data()}; }
 
-  /// Outputs back to canaries, on both sides.
+  /// Outputs back to canaries, on both sides; addresses stay.
   void clear_outputs() {
     generated_.clear_outputs();
-    out_ = to_device(generated_.out);
-    lse_ = to_device(generated_.lse);
+    copy_to_device(out_, generated_.out);
+    copy_to_device(lse_, generated_.lse);
   }
 
   /// Reads out and lse back into the generated problem.

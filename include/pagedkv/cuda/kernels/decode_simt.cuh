@@ -42,7 +42,7 @@ struct DecodeSimtConfig {
   static constexpr int key_columns = ceil_div(HeadDim, lanes);     // of q and K that a lane holds
   static constexpr int value_columns = ceil_div(HeadDimV, lanes);  // of V and the output
   static constexpr int max_threads = lanes * Policy.max_warps;
-  static constexpr int rows_in_flight = 4;  // rows of K or V that a warp waits for together
+  static constexpr int rows_in_flight = 8;  // rows of K or V that a warp waits for together; a pass is a multiple
   static_assert(Policy.split_keys % lanes == 0, "a split is cut into passes of one key a lane");
 };
 
@@ -121,36 +121,58 @@ __device__ KeyAddress<typename Problem::Element> locate(const Problem& problem, 
   return {problem.kv.k.at(block, kv_head, slot, 0), problem.kv.v.at(block, kv_head, slot, 0)};
 }
 
+/// The lane's columns of `Config::rows_in_flight` rows of K or V, those of lanes `first` and on; all loads are under way
+/// before the first is needed.
+template <class Config, int Dim, class Element>
+struct RowsInFlight {
+  Element columns[Config::rows_in_flight][ceil_div(Dim, Config::lanes)];
+
+  __device__ RowsInFlight(const Element* mine, int first) {
+    const int lane = threadIdx.x % Config::lanes;
+#pragma unroll
+    for (int r = 0; r < Config::rows_in_flight; ++r) {
+      const Element* const row = shuffle<Config>(mine, first + r);
+#pragma unroll
+      for (int c = 0; c < ceil_div(Dim, Config::lanes); ++c) {
+        const int column = c * Config::lanes + lane;
+        if (column < Dim) columns[r][c] = row[column];
+      }
+    }
+  }
+
+  __device__ float operator()(int r, int c) const {
+    const bool exists = c * Config::lanes + static_cast<int>(threadIdx.x % Config::lanes) < Dim;
+    return exists ? to_float(columns[r][c]) : 0.f;
+  }
+};
+
 /// Lane j gets q . k_j for the first `num_keys` keys of the pass.
-template <class Config, class Problem>
-__device__ float score_keys(const QueryRow<Config>& row, const typename Problem::Element* k, int num_keys) {
+template <class Config, class Element>
+__device__ float score_keys(const QueryRow<Config>& row, const Element* k, int num_keys) {
   const int lane = threadIdx.x % Config::lanes;
   float x = 0.f;
-#pragma unroll Config::rows_in_flight
-  for (int j = 0; j < num_keys; ++j) {
-    const auto* const key = shuffle<Config>(k, j);
-    float dot = 0.f;
-    for (int c = 0; c < Config::key_columns; ++c) {
-      const int column = c * Config::lanes + lane;
-      if (column < Config::head_dim) dot = fmaf(row.q[c], to_float(key[column]), dot);
+  for (int j = 0; j < num_keys; j += Config::rows_in_flight) {
+    const RowsInFlight<Config, Config::head_dim, Element> keys(k, j);
+#pragma unroll
+    for (int r = 0; r < Config::rows_in_flight; ++r) {
+      float dot = 0.f;
+      for (int c = 0; c < Config::key_columns; ++c) dot = fmaf(row.q[c], keys(r, c), dot);
+      dot = warp_sum<Config>(dot);
+      if (lane == j + r) x = dot;
     }
-    dot = warp_sum<Config>(dot);
-    if (lane == j) x = dot;
   }
   return x;
 }
 
 /// out += weight_j * v_j for the first `num_keys` keys of the pass.
-template <class Config, class Problem>
-__device__ void add_values(RowState<Config>& state, float weight, const typename Problem::Element* v, int num_keys) {
-  const int lane = threadIdx.x % Config::lanes;
-#pragma unroll Config::rows_in_flight
-  for (int j = 0; j < num_keys; ++j) {
-    const auto* const value = shuffle<Config>(v, j);
-    const float weight_j = __shfl_sync(Config::all_lanes, weight, j);
-    for (int c = 0; c < Config::value_columns; ++c) {
-      const int column = c * Config::lanes + lane;
-      if (column < Config::head_dim_v) state.out[c] = fmaf(weight_j, to_float(value[column]), state.out[c]);
+template <class Config, class Element>
+__device__ void add_values(RowState<Config>& state, float weight, const Element* v, int num_keys) {
+  for (int j = 0; j < num_keys; j += Config::rows_in_flight) {
+    const RowsInFlight<Config, Config::head_dim_v, Element> values(v, j);
+#pragma unroll
+    for (int r = 0; r < Config::rows_in_flight; ++r) {
+      const float weight_j = __shfl_sync(Config::all_lanes, weight, j + r);
+      for (int c = 0; c < Config::value_columns; ++c) state.out[c] = fmaf(weight_j, values(r, c), state.out[c]);
     }
   }
 }
@@ -179,13 +201,13 @@ __device__ RowState<Config> attend_keys(const Problem& problem, const V& variant
     if (!seen) address = {first_k, first_v};
     const int num_keys = Config::lanes - __clz(static_cast<int>(seen_lanes));
 
-    const float dot = score_keys<Config, Problem>(row, address.k, num_keys);
+    const float dot = score_keys(row, address.k, num_keys);
     const float logit = seen ? variant.logit(problem.scale * dot, position) : -infinity;
     const float scale = state.softmax.raise(warp_max<Config>(logit));
     const float weight = state.softmax.weight(logit);
     state.softmax.sum += warp_sum<Config>(weight);
     for (float& out : state.out) out *= scale;
-    add_values<Config, Problem>(state, weight, address.v, num_keys);
+    add_values(state, weight, address.v, num_keys);
   }
   return state;
 }
