@@ -27,7 +27,8 @@ struct Bytes {
   void execute(const StepPlan& step, const std::vector<std::string>& rows) {
     for (const BlockCopy& copy : step.copies())
       std::memcpy(data.data() + to_index(copy.destination) * block_bytes,
-                  data.data() + to_index(copy.source) * block_bytes, static_cast<std::size_t>(copy.num_rows * row_bytes));
+                  data.data() + to_index(copy.source) * block_bytes,
+                  static_cast<std::size_t>(copy.num_rows * row_bytes));
     REQUIRE(std::ssize(rows) == step.num_rows());
     for (std::size_t i = 0; i < rows.size(); ++i)
       if (step.slots()[i] != dead_slot) std::memcpy(row(step.slots()[i]), rows[i].data(), row_bytes);

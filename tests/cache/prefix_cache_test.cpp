@@ -25,7 +25,8 @@ Tokens iota(int count, int first = 0) {
 /// A pool with a prefix cache; a request is admitted, computed and published in one call.
 template <class Cache = PrefixCache>
 struct Server {
-  Server(int num_blocks, int block_size) : blocks{{.num_blocks = num_blocks, .block_size = block_size}}, cache{blocks} {}
+  Server(int num_blocks, int block_size)
+      : blocks{{.num_blocks = num_blocks, .block_size = block_size}}, cache{blocks} {}
   ~Server() { cache.check_invariants(); }
 
   Sequence serve(const Tokens& tokens, const AdmitOptions& options = {}) {

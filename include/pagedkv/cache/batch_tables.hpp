@@ -165,13 +165,14 @@ class BatchTables {
     require(std::ssize(in.block_tables) == num_seqs * columns, "PaddedTables: block_tables", num_seqs * columns,
             std::ssize(in.block_tables));
     check_begin("PaddedTables: query_begin", in.query_begin, num_seqs);
-    clear();
+    BatchTables next{options_};
     for (int row = 0; row < num_seqs; ++row)
-      add_row(std::span(in.block_tables)
-                  .subspan(static_cast<std::size_t>(row * columns), static_cast<std::size_t>(columns)),
-              in.context_lens[static_cast<std::size_t>(row)], length(in.query_begin, row));
-    require(in.slot_mapping.empty() || in.slot_mapping == to_padded().slot_mapping, "PaddedTables: slot_mapping",
+      next.add_row(std::span(in.block_tables)
+                       .subspan(static_cast<std::size_t>(row * columns), static_cast<std::size_t>(columns)),
+                   in.context_lens[static_cast<std::size_t>(row)], length(in.query_begin, row));
+    require(in.slot_mapping.empty() || in.slot_mapping == next.to_padded().slot_mapping, "PaddedTables: slot_mapping",
             "the slots of block_tables", "others");
+    *this = next;  // into the same memory
   }
 
   /// Replaces the batch.
@@ -181,16 +182,17 @@ class BatchTables {
     check_begin("RaggedTables: kv_begin", in.kv_begin, num_seqs);
     require(std::ssize(in.kv_block_ids) == in.kv_begin.back(), "RaggedTables: kv_block_ids", in.kv_begin.back(),
             std::ssize(in.kv_block_ids));
-    clear();
+    BatchTables next{options_};
     for (int row = 0; row < num_seqs; ++row) {
       const int num_blocks = length(in.kv_begin, row);
       const int last = in.last_block_len[static_cast<std::size_t>(row)];
       require(num_blocks == 0 ? last == 0 : last >= 1 && last <= options_.block_size, "RaggedTables: last_block_len",
               num_blocks == 0 ? "0" : "1 .. block_size", last);
       const auto first = static_cast<std::size_t>(in.kv_begin[static_cast<std::size_t>(row)]);
-      add_row(std::span(in.kv_block_ids).subspan(first, static_cast<std::size_t>(num_blocks)),
-              max(num_blocks - 1, 0) * options_.block_size + last, length(in.q_begin, row));
+      next.add_row(std::span(in.kv_block_ids).subspan(first, static_cast<std::size_t>(num_blocks)),
+                   max(num_blocks - 1, 0) * options_.block_size + last, length(in.q_begin, row));
     }
+    *this = next;
   }
 
  private:

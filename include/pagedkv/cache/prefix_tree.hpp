@@ -45,7 +45,7 @@ class PrefixTree {
     grow_buckets();
     const EntryId id = new_entry();
     Entry& e = entry(id);
-    e = {.hash = hash_of(parent, tokens, extra), .parent = parent, .extra = std::string(extra), .alive = true};
+    e = Entry{.hash = hash_of(parent, tokens, extra), .parent = parent, .extra = std::string(extra), .alive = true};
     std::copy(tokens.begin(), tokens.end(), tokens_.begin() + token_offset(id));
     EntryId& bucket = buckets_[bucket_of(e.hash)];
     e.next_in_bucket = bucket;

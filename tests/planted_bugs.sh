@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Plants known bugs in a copy of the headers, one at a time, and expects the named test to turn red.
+#
+#   tests/planted_bugs.sh             all of them
+#   tests/planted_bugs.sh --part 2/5  every fifth one, starting with the second
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+part=1 parts=1
+if [[ ${1:-} == --part ]]; then IFS=/ read -r part parts <<<"$2"; fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+compile=("${CXX:-g++}" -std=c++20 -O1 -include tests/support/assert.hpp -Itests)
+"${compile[@]}" -c tests/support/main.cpp -o "$work/main.o"
+
+count=0 missed=0
+
+# plant NAME TEST HEADER SED: the sed expression must change exactly one place of include/pagedkv/HEADER.
+plant() {
+  local name=$1 test=$2 header=$3 edit=$4
+  count=$((count + 1))
+  if (((count - part) % parts != 0)); then return; fi
+  rm -rf "$work/include"
+  cp -r include "$work/include"
+  sed -i "$edit" "$work/include/pagedkv/$header"
+  local changed
+  changed=$(diff "include/pagedkv/$header" "$work/include/pagedkv/$header" | grep -c '^>' || true)
+  local verdict=caught
+  if [[ $changed -ne 1 ]]; then
+    verdict="MISSED: the edit changes $changed lines of $header"
+  elif ! "${compile[@]}" "-I$work/include" "tests/${test}_test.cpp" "$work/main.o" -o "$work/test" 2>"$work/errors"; then
+    verdict="MISSED: does not compile: $(head -1 "$work/errors")"
+  elif { timeout 300 "$work/test"; } >/dev/null 2>&1; then
+    verdict="MISSED: tests/${test}_test.cpp stays green"
+  fi
+  [[ $verdict == caught ]] || missed=$((missed + 1))
+  echo "$name: $verdict"
+}
+
+plant "a shared tail is written without a copy" cache/model cache/sequence.hpp 's/ref_count(tail) > 1/ref_count(tail) > 2/'
+plant "a published tail is written without a copy" cache/model cache/block_allocator.hpp 's/published ? block_size_ : record(id).held_rows/published ? 0 : record(id).held_rows/'
+plant "rows that a pending copy reads are written" cache/model cache/block_allocator.hpp 's/published ? block_size_ : record(id).held_rows/published ? block_size_ : 0/'
+plant "a copy is one row short" cache/fork cache/sequence.hpp 's/num_rows = size_ % block_size}/num_rows = size_ % block_size - 1}/'
+plant "a fork shares the destination of a pending copy" cache/model cache/sequence.hpp 's/table.num_blocks() - 1, copy->source/table.num_blocks() - 1, copy->destination/'
+plant "a fork shares uncommitted tokens" cache/model cache/sequence.hpp 's/const int num_tokens = num_committed();/const int num_tokens = size_;/'
+plant "the one writer copies rows that are not written yet" cache/model cache/sequence.hpp 's/tail_rows == 0 || size_ > num_committed_/tail_rows == 0/'
+plant "truncated rows are still stored" cache/model cache/step_plan.hpp 's/      slot = dead_slot;/      static_cast<void>(slot);/'
+plant "a moved sequence forgets its open step" cache/sequence cache/sequence.hpp 's/step_(std::exchange(other.step_, 0))/step_(0)/'
+plant "a window drops one block too many" cache/model cache/sequence.hpp 's|const int end = position / table_.block_size();|const int end = ceil_div(position, table_.block_size());|'
+plant "commit forgets the holds" cache/model cache/step_plan.hpp 's/for (const BlockCopy& copy : copies_) allocator_->drop_hold(copy.source);//'
+plant "a cancelled copy keeps its source" cache/model cache/step_plan.hpp 's/^    allocator_->drop_hold(source);$//'
+plant "idle blocks are not counted as available" cache/model cache/block_allocator.hpp 's/wanted > num_available()) return false/wanted > num_free()) return false/'
+plant "a double free is not noticed" cache/block_allocator cache/block_allocator.hpp 's/known \&\& record(ids\[i\]).owners > 0/known/'
+plant "a refused release keeps what it took" cache/block_allocator cache/block_allocator.hpp 's/for (std::size_t undone = 0;/for (std::size_t undone = i;/'
+plant "blocks are released first to last" cache/block_allocator cache/block_allocator.hpp 's/for (auto id = ids.rbegin(); id != ids.rend(); ++id)/for (auto id = ids.begin(); id != ids.end(); ++id)/'
+plant "a hash alone decides a hit" cache/regression cache/prefix_tree.hpp 's/ \&\& std::ranges::equal(tokens_of(id), tokens)//'
+plant "the parent does not count in a hit" cache/prefix_tree cache/prefix_tree.hpp 's/ \&\& e.parent == parent//'
+plant "the salt does not count in a hit" cache/prefix_cache cache/prefix_scope.hpp 's/append_number(bytes, scope.salt)/append_number(bytes, 0)/'
+plant "the last token is hit as well" cache/regression cache/prefix_cache.hpp 's/static_cast<int>(tokens.size()) - 1);/static_cast<int>(tokens.size()));/'
+plant "a hit ends inside an image" cache/prefix_cache cache/prefix_cache.hpp 's/end = detail::outside_extras(scope.extras, end);//'
+plant "uncommitted blocks are published" cache/regression cache/prefix_cache.hpp 's/sequence.num_committed() \/ block_size/sequence.size() \/ block_size/'
+plant "idle hits are counted as available" cache/model cache/prefix_cache.hpp 's/num_available -= allocator_.is_idle(block)/num_available -= 0 * to_index(block)/'
+plant "a prefix is evicted before its continuation" cache/model cache/prefix_cache.hpp 's/if (tree_.has_duplicates(entry)) return evict(coldest);/return evict(coldest);/'
+plant "idle blocks are kept last in, first out" cache/eviction cache/eviction.hpp 's/BlockId coldest() const { return coldest_; }/BlockId coldest() const { return hottest_; }/'
+plant "the columns of a longer sequence stay behind" cache/regression cache/batch_tables.hpp 's/if (num_before > num_blocks) {/if (num_before < num_blocks) {/'
+
+echo "$missed missed"
+[[ $missed -eq 0 ]]
