@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <type_traits>
 
 #include "pagedkv/attention/plan.hpp"
@@ -89,29 +90,28 @@ void launch_prefill(const Problem& problem, const V& variant, cudaStream_t strea
 /// Enqueues one kernel on `stream`; never allocates, never synchronises (so it can be captured in a graph; lengths and
 /// tables are read when it runs). Reads K and V once per 64 queries and query head, through L2. Throws before
 /// launching: InvalidArgument where problem.validate() or prefill_support() says no, CudaError where the launch fails.
-template <int HeadDim, int HeadDimV = HeadDim, class Problem, AttentionVariant V>
-requires(Problem::space == Space::device &&
-         VariantFor<V, Space::device>) void prefill(const Problem& problem, const V& variant,
-                                                    const Workspace& workspace, cudaStream_t stream) {
-  static_assert(detail::prefill_takes_types<Problem>, "prefill takes q, K, V and out all bf16 or all f16");
+template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, StorageType O,
+          VariantFor<Space::device> V>
+void prefill(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant, const Workspace& workspace,
+             cudaStream_t stream) {
+  static_assert(detail::prefill_takes_types<AttentionProblem<Space::device, Q, KV, O>>,
+                "prefill takes q, K, V and out all bf16 or all f16");
   problem.validate();
   require(problem.head_dim() == HeadDim, "prefill: head_dim", HeadDim, problem.head_dim());
   require(problem.head_dim_v() == HeadDimV, "prefill: head_dim_v", HeadDimV, problem.head_dim_v());
   const Support support = prefill_support(problem, workspace.device());
-  require(bool(support), "prefill:", "a supported problem", support ? "" : support.reason);
-  // The policy depends on nothing that differs between the GPUs of one build.
-  using Config = PrefillSm80Config<typename Problem::Element, HeadDim, HeadDimV,
-                                   choose_prefill(min_arch, max(HeadDim, HeadDimV), sizeof(typename Problem::Element))>;
-  detail::launch_prefill<Config>(problem, variant, stream);
+  if (!support) throw InvalidArgument(std::string("prefill: ") + support.reason);
+  constexpr PrefillPolicy policy = choose_prefill(min_arch, max(HeadDim, HeadDimV), sizeof(Q));
+  detail::launch_prefill<PrefillSm80Config<Q, HeadDim, HeadDimV, policy>>(problem, variant, stream);
 }
 
 /// The same for a head_dim known only at run time, one of those named; nothing else is compiled. head_dim_v is like
 /// head_dim.
-template <int... Dims, class Problem, AttentionVariant V>
-void prefill(HeadDims<Dims...> dims, const Problem& problem, const V& variant, const Workspace& workspace,
-             cudaStream_t stream) {
+template <int... Dims, StorageType Q, StorageType KV, StorageType O, VariantFor<Space::device> V>
+void prefill(HeadDims<Dims...> dims, const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant,
+             const Workspace& workspace, cudaStream_t stream) {
   with_head_dim(dims, problem.head_dim(), "prefill",
-                [&](auto head_dim) { prefill<head_dim()>(problem, variant, workspace, stream); });
+                [&](auto head_dim) { prefill<head_dim.value>(problem, variant, workspace, stream); });
 }
 
 }  // namespace cuda

@@ -6,9 +6,14 @@
 #include "pagedkv/cuda/kernels/prefill_sm80.cuh"
 
 #include <doctest/doctest.h>
+#include <sys/mman.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
+#include <vector>
 
 #include "pagedkv/attention/plan.hpp"
 #include "pagedkv/cuda/policy.hpp"
@@ -106,6 +111,87 @@ TEST_CASE("the prefill kernel gives the same results with three stages as with t
   check<Config<bf16, 32>>(generated, Causal{});
   check<ThreeStages>(generated, Causal{});
   check<ThreeStages>(generated, SlidingWindow{.window = 20, .sink_tokens = 3});
+}
+
+TEST_CASE("the prefill kernel reads no block that a sliding window has dropped, nor its table entry") {
+  GeneratedProblem<bf16> generated({.seed = 11, .q_len = {70}, .kv_len = {200}, .kv_heads = 2, .block_size = 8});
+  const SlidingWindow window{.window = 20, .sink_tokens = 3};
+  const Expected expected = expected_of(generated, window);
+  const int oldest_query = 200 - 70, first_needed = oldest_query - window.window + 1;
+  for (int block = 1; block < first_needed / 8; ++block) {  // block 0 holds the sink tokens
+    for (int head = 0; head < 2; ++head) {
+      auto* const v = generated.problem().kv.v.at(generated.block_ids[static_cast<std::size_t>(block)], head, 0, 0);
+      std::fill_n(const_cast<bf16*>(v), 8 * 16, from_float<bf16>(infinity));
+    }
+    generated.block_ids[static_cast<std::size_t>(block)] = block % 2 ? -1 : std::numeric_limits<int>::max();
+  }
+  launch<Config<bf16, 16>>(generated.problem(), window);
+  const std::string difference = mismatch(generated, expected, out_tolerance<bf16>(rounding_unit<bf16>()));
+  CHECK_MESSAGE(difference.empty(), difference);
+}
+
+TEST_CASE("the prefill kernel gives a prompt the same bits whole, in chunks, and in company") {
+  GeneratedProblem<bf16> generated(
+      {.seed = 12, .q_len = {5, 150}, .kv_len = {90, 170}, .kv_heads = 2, .group_size = 2, .block_size = 7});
+  const SlidingWindow window{.window = 90, .sink_tokens = 2};
+  const auto bits_of_second = [&] {
+    std::vector<std::uint16_t> bits;
+    for (std::size_t i = generated.margin + 5 * 4 * 16; i < generated.out.size(); ++i)
+      bits.push_back(generated.out[i].bits);
+    return bits;
+  };
+  launch<Config<bf16, 16>>(generated.problem(), window);
+  const auto whole = bits_of_second();
+
+  for (const int chunk : {150, 64, 37}) {
+    generated.clear_outputs();
+    for (int begin = 0; begin < 150; begin += chunk) {
+      const int end = std::min(begin + chunk, 150);
+      const std::int32_t kv_len = 170 - 150 + end, query_begin[] = {5 + begin, 5 + end};
+      auto problem = generated.problem();
+      problem.tables.block_ids.data = problem.tables.block_ids.at(1, 0);
+      problem.tables.block_ids.extents[0] = 1;
+      problem.tables.kv_len = dense_view(&kv_len, {1});
+      problem.tables.query_begin = dense_view(query_begin, {2});
+      launch<Config<bf16, 16>>(problem, window);
+    }
+    CHECK(bits_of_second() == whole);
+  }
+}
+
+TEST_CASE("the prefill kernel stays exact where logits are huge and far apart") {
+  auto generated = generate<bf16, 64>(2);
+  generated.scale = 100.f;
+  const double largest_logit = 64 * 6 * 100;
+  launch<Config<bf16, 64>>(generated.problem(), Causal{});
+  const std::string difference =
+      mismatch(generated, expected_of(generated, Causal{}), out_tolerance<bf16>(rounding_unit<bf16>(), largest_logit),
+               lse_tolerance(largest_logit));
+  CHECK_MESSAGE(difference.empty(), difference);
+}
+
+TEST_CASE("the prefill kernel reaches blocks that lie more than 2^32 elements into the pool") {
+  GeneratedProblem<bf16> generated({.seed = 13, .q_len = {30}, .kv_len = {30}});
+  auto problem = generated.problem();
+  const Expected expected = expected_of(generated, Causal{});
+  const std::int64_t num_blocks = problem.kv.num_blocks(), stride = (std::int64_t{1} << 32) + 64;
+  const std::size_t size_bytes = static_cast<std::size_t>(num_blocks * stride) * sizeof(bf16);
+  void* const memory =
+      mmap(nullptr, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  REQUIRE(memory != MAP_FAILED);
+  auto* const pool = static_cast<bf16*>(memory);
+  const std::int64_t half_block = 16 * 16;  // K of a block, its V right behind it
+  for (std::int64_t block = 0; block < num_blocks; ++block) {
+    std::copy_n(problem.kv.k.at(block, 0, 0, 0), half_block, pool + block * stride);
+    std::copy_n(problem.kv.v.at(block, 0, 0, 0), half_block, pool + block * stride + half_block);
+  }
+  problem.kv.k.data = pool;
+  problem.kv.v.data = pool + half_block;
+  problem.kv.k.strides[0] = problem.kv.v.strides[0] = stride;
+  launch<Config<bf16, 16>>(problem, Causal{});
+  const std::string difference = mismatch(generated, expected, out_tolerance<bf16>(rounding_unit<bf16>()));
+  CHECK_MESSAGE(difference.empty(), difference);
+  munmap(memory, size_bytes);
 }
 
 TEST_CASE("the prefill kernel reads shared memory without bank conflicts") {
