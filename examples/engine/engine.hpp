@@ -29,7 +29,7 @@ struct EngineOptions {
   int num_blocks = 512;
   int block_size = 16;
   bool prefix_cache = true;
-  SchedulerOptions scheduler;
+  SchedulerOptions scheduler = {};
 };
 
 /// What one step brought to the user. Beams change their mind, so a beam search brings only its end.
