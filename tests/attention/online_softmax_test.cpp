@@ -120,6 +120,16 @@ TEST_CASE("merging with nothing changes no bit, on either side") {
   CHECK(nothing.output == 0.f);
 }
 
+TEST_CASE("an output that was never written is multiplied by zero") {
+  OnlineSoftmax fresh;
+  CHECK(fresh.raise(3.f) == 0.f);
+  OnlineSoftmax merged, piece;
+  piece.raise(3.f);
+  piece.sum = 1.f;
+  CHECK(merged.merge(piece).own == 0.f);
+  CHECK(piece.merge(OnlineSoftmax{}).other == 0.f);
+}
+
 TEST_CASE("hidden keys change no bit, before, between and behind visible ones") {
   Row plain, hidden;
   for (const float logit : {1.f, 3.f, 2.f}) {

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -74,6 +75,19 @@ TEST_CASE("what the tasks wrote is visible when the call returns") {
   for (int round = 1; round <= 2000; ++round) {
     executor(64, [&](int task) { values[static_cast<std::size_t>(task)] += task; });
     CHECK(values[63] == 63 * round);
+  }
+}
+
+TEST_CASE("the call returns only when the slowest task has") {
+  cpu::ThreadExecutor executor(4);
+  const std::thread::id caller = std::this_thread::get_id();
+  for (int round = 0; round < 20; ++round) {
+    std::atomic<int> num_done{0};
+    executor(8, [&](int) {
+      std::this_thread::sleep_for(std::chrono::microseconds(std::this_thread::get_id() == caller ? 100 : 1000));
+      ++num_done;
+    });
+    CHECK(num_done == 8);
   }
 }
 

@@ -99,6 +99,11 @@ TEST_CASE("a sink logit weighs in the denominator once, also where there is no k
   tiny.attend(chain(SinkLogit<>{sinks.data()}, SinkLogit<>{sinks.data()}));
   CHECK(tiny.lse(0) == doctest::Approx(std::log(8)));
 
+  const std::array huge{1e4f};
+  tiny.attend(SinkLogit<>{huge.data()});
+  CHECK(tiny.out(0) == 0);
+  CHECK(tiny.lse(0) == 1e4f);
+
   Tiny no_key({1}, {}, {});
   no_key.attend(SinkLogit<>{sinks.data()});
   CHECK(no_key.out(0) == 0);

@@ -87,7 +87,7 @@ std::vector<WorkItem> list_items(const AttentionPlan& plan, const TablesView<Spa
   return items;
 }
 
-/// Unfinished rows: the query rows of an item times all query heads, in this order.
+/// Unfinished rows: those of one KV head of an item, or, item by item, those of all KV heads: [kv_heads, rows, group].
 struct Partials {
   int stride;                          // floats of a row of sums
   std::vector<OnlineSoftmax> softmax;  // [num_rows]
