@@ -3,14 +3,12 @@
 // The schedule is FlashAttention-2's (arXiv:2307.08691, algorithm 1); the keys come block by block through the table
 // (PagedAttention, arXiv:2309.06180).
 //
-//   grid     one CTA takes one tile of queries of one sequence, for one query head; all keys of that tile, one split
-//   CTA      query_tile / 16 warps; Q lies in shared memory throughout, tiles of K and V pass through a ring of stages:
-//   the
-//            next tile is in flight while the present one is computed
-//   warp     16 queries against all keys of a tile: warps share K and V but never talk to each other
-//   lane     of its two queries (lane / 4 and 8 below) a quarter of each row: logits, weights and output stay in
-//   registers;
-//            the four lanes of a quad agree on the row's maximum, tile by tile, and add up its sum once, at the end
+//   grid   one CTA per tile of one sequence's queries and query head; it sees all keys of the tile, in one split
+//   CTA    query_tile / 16 warps; Q stays in shared memory, tiles of K and V pass through a ring of stages: the next tile
+//          is in flight while the present one is computed
+//   warp   16 queries against all keys of a tile: warps share K and V and never talk to each other
+//   lane   of two queries (rows lane / 4 and 8 below) a quarter of each row: logits, weights and output stay in
+//          registers; a quad of lanes agrees on a row's maximum tile by tile, and adds up its sum once, at the end
 //
 //              keys of a tile                head_dim_v
 //             +--------------+             +------------+
@@ -18,8 +16,7 @@
 //   per warp  +--------------+             |  registers)|     P lies in the lanes as PV wants its left operand
 //                                          +------------+
 //
-// Bytes per key: 2 (head_dim + head_dim_v) per query tile and query head; heads of a group and neighbouring tiles meet
-// in L2.
+// Bytes per key: 2 (head_dim + head_dim_v) for each query tile and query head; those of one sequence meet in L2.
 #pragma once
 
 #include <cstdint>
@@ -151,7 +148,7 @@ __device__ __forceinline__ void fetch_rows(T* shared_tile, int first, const View
   const std::int64_t offset = mine.block * pool.strides[0] + kv_head * pool.strides[1] + mine.slot * pool.strides[2];
   const unsigned live = __ballot_sync(~0u, mine.live);
   constexpr int num_chunks = Rows * Tile::chunks_per_row;
-#pragma unroll 2
+#pragma unroll 2  // more costs registers that the output needs
   for (int i = 0; i < num_chunks; i += 32) {
     const int row = (i + lane_id()) / Tile::chunks_per_row;
     const int column = (i + lane_id()) % Tile::chunks_per_row * Tile::chunk;
@@ -215,7 +212,7 @@ __device__ __forceinline__ void apply_rule(typename Config::Scores& scores, cons
 }
 
 /// Online softmax over one tile: logits become weights, rounded for the tensor cores; the output so far follows the
-/// maximum. Each lane sums the weights it holds; finish() adds up the quad.
+/// maximum. Each lane sums the weights it holds; store() adds up the quad.
 template <class Config>
 __device__ __forceinline__ void soften(typename Config::Weights& weights, typename Config::Scores& logits,
                                        OnlineSoftmax (&softmax)[2], typename Config::Output& output) {
@@ -302,8 +299,7 @@ __device__ __forceinline__ void attend_tile(typename Config::SharedMemory& share
   int stage = 0;
   for (int begin = next(tile.keys.begin); begin < tile.keys.end; begin = next(begin + Config::key_tile)) {
     ptx::cp_async_wait<Config::stages - 2>();
-    __syncthreads();  // this tile has landed for all warps, and none still reads the one before, whose stage is
-                      // refilled next
+    __syncthreads();  // this tile has landed for all warps, and none still reads the stage that is refilled now
     fetch_ahead((stage + Config::stages - 1) % Config::stages);
 
     typename Config::Scores scores;    // [key_tile / 8][4]
