@@ -19,6 +19,10 @@ namespace engine {
 template <class B>
 using Rows = pagedkv::View<typename B::Element, 2, B::space>;
 
+/// Rows of the residual stream, to which every layer adds a little: its element may be wider than that of activations.
+template <class B>
+using Residual = pagedkv::View<typename B::Sum, 2, B::space>;
+
 /// Rows seen as heads: [rows, heads, head_dim].
 template <class B>
 using Heads = pagedkv::View<typename B::Element, 3, B::space>;
@@ -29,26 +33,28 @@ using Heads = pagedkv::View<typename B::Element, 3, B::space>;
 template <class B>
 concept Backend = requires(B backend, const ModelConfig& config, const ModelOptions& options, const Batch& batch, int n,
                            std::vector<float> values, typename B::Matrix matrix, typename B::Vector vector,
-                           Rows<B> rows, Heads<B> heads) {
-  typename B::Element;  // of activations
+                           Rows<B> rows, Residual<B> residual, Heads<B> heads) {
+  typename B::Element;  // of activations, K and V
+  typename B::Sum;      // of the residual stream
   { B::space } -> std::convertible_to<pagedkv::Space>;
   B(config, options);  // makes the KV pool
 
   { backend.matrix(values, n, n) } -> std::same_as<typename B::Matrix>;  // weights [rows, cols], row-major floats
   { backend.vector(values) } -> std::same_as<typename B::Vector>;
-  { backend.rows(n, n) } -> std::same_as<Rows<B>>;  // memory for activations; lives as long as the back end
+  { backend.rows(n, n) } -> std::same_as<Rows<B>>;          // memory for activations; lives as long as the back end
+  { backend.residual(n, n) } -> std::same_as<Residual<B>>;  // the same for the residual stream
 
-  backend.begin(batch);                                              // uploads; copies the plan's shared blocks
-  backend.embed(matrix, rows);                                       // rows = the matrix's rows of the batch's tokens
-  backend.rms_norm(rows, vector, rows);                              // out = x / rms(x) * gain
-  backend.matmul(rows, matrix, rows);                                // out = x transpose(w)
-  backend.rope(heads);                                               // turns each head by its row's position
-  backend.store_kv(n, heads, heads);                                 // K and V of layer n into the cache
-  backend.attend(n, heads, heads);                                   // causal, over the cache; q and out
-  backend.silu_mul(rows, rows);                                      // gate = silu(gate) * up
-  backend.add(rows, rows);                                           // x += y
-  backend.gather(rows, rows);                                        // out = the batch's logit rows of x
-  { backend.logits(rows) } -> std::same_as<std::span<const float>>;  // to the host
+  backend.begin(batch);                      // uploads; copies the plan's shared blocks
+  backend.embed(matrix, residual);           // out = the matrix's rows of the batch's tokens
+  backend.rms_norm(residual, vector, rows);  // out = x / rms(x) * gain
+  backend.matmul(rows, matrix, rows);        // out = x transpose(w)
+  backend.rope(heads);                       // turns each head by its row's position
+  backend.store_kv(n, heads, heads);         // K and V of layer n into the cache
+  backend.attend(n, heads, heads);           // causal, over the cache; q and out
+  backend.silu_mul(rows, rows);              // gate = silu(gate) * up
+  backend.add(residual, rows);               // x += y
+  backend.gather(residual, residual);        // out = the batch's logit rows of x
+  { backend.logits(rows, matrix) } -> std::same_as<std::span<const float>>;  // x transpose(w), to the host
   { backend.device() } -> std::same_as<std::string>;
 };
 

@@ -27,6 +27,7 @@ namespace engine {
 class CpuBackend {
  public:
   using Element = float;
+  using Sum = float;
   static constexpr pagedkv::Space space = pagedkv::Space::host;
   using Matrix = PackedMatrix;
   using Vector = std::vector<float>;
@@ -40,7 +41,8 @@ class CpuBackend {
                .kv_heads = config.kv_heads,
                .block_size = options.block_size,
                .head_dim = config.head_dim}),
-        threads_(options.num_threads) {
+        threads_(options.num_threads),
+        logits_(rows(options.max_logit_rows, config.vocab)) {
     for (int i = 0; i < config.head_dim / 2; ++i)
       frequencies_.push_back(static_cast<float>(std::pow(config.rope_theta, -2.0 * i / config.head_dim)));
   }
@@ -52,6 +54,7 @@ class CpuBackend {
         memory_.emplace_back(static_cast<std::size_t>(num_rows) * static_cast<std::size_t>(num_cols));
     return pagedkv::dense_view(values.data(), {num_rows, num_cols});
   }
+  Rows residual(int num_rows, int num_cols) { return rows(num_rows, num_cols); }
 
   void begin(const Batch& batch) {
     batch_ = &batch;
@@ -141,8 +144,11 @@ class CpuBackend {
       std::copy_n(x.at(batch_->logit_rows[static_cast<std::size_t>(row)], 0), x.extents[1], out.at(row, 0));
   }
 
-  std::span<const float> logits(const Rows& x) const {
-    return {x.data, static_cast<std::size_t>(x.extents[0] * x.extents[1])};
+  std::span<const float> logits(const Rows& x, const Matrix& w) {
+    Rows out = logits_;
+    out.extents[0] = x.extents[0];
+    matmul(x, w, out);
+    return {out.data, static_cast<std::size_t>(out.extents[0] * out.extents[1])};
   }
 
   std::string device() const {
@@ -160,6 +166,7 @@ class CpuBackend {
   pagedkv::KvPool<float> pool_;
   pagedkv::cpu::ThreadExecutor threads_;
   std::deque<std::vector<float>> memory_;  // of the activations; a deque never moves them
+  Rows logits_;                            // [max_logit_rows, vocab]
   const Batch* batch_ = nullptr;           // of the forward pass that is running
   std::vector<Turn> turns_;                // [rows, head_dim / 2]
 };

@@ -52,17 +52,16 @@ class Model final : public LanguageModel {
                                            {config.intermediate, config.intermediate}, config.hidden),
                          .down = matrix({mlp + "down_proj"}, {config.hidden}, config.intermediate)});
     }
-    x_ = backend_.rows(options.max_rows, config.hidden);
+    x_ = backend_.residual(options.max_rows, config.hidden);
     y_ = backend_.rows(options.max_rows, config.hidden);
     qkv_ = backend_.rows(options.max_rows, q_width + 2 * kv_width);
     attended_ = backend_.rows(options.max_rows, q_width);
     gate_up_ = backend_.rows(options.max_rows, 2 * config.intermediate);
-    last_ = backend_.rows(options.max_logit_rows, config.hidden);
-    logits_ = backend_.rows(options.max_logit_rows, config.vocab);
+    last_ = backend_.residual(options.max_logit_rows, config.hidden);
   }
 
   std::span<const float> forward(const Batch& batch) override {
-    return forward(batch, [](int, Rows<B>) {});
+    return forward(batch, [](int, const auto&) {});
   }
 
   /// `probe(i, x)` sees the residual stream: i = 0 behind the embedding, i + 1 behind layer i; and last, as num_layers
@@ -70,7 +69,8 @@ class Model final : public LanguageModel {
   template <class Probe>
   std::span<const float> forward(const Batch& batch, Probe&& probe) {
     const int rows = batch.num_rows(), heads = config_.q_heads, kv_heads = config_.kv_heads;
-    const Rows<B> x = first(x_, rows), y = first(y_, rows), qkv = first(qkv_, rows), attended = first(attended_, rows);
+    const Residual<B> x = first(x_, rows);
+    const Rows<B> y = first(y_, rows), qkv = first(qkv_, rows), attended = first(attended_, rows);
     const Rows<B> gate_up = first(gate_up_, rows);
     const Heads<B> q = heads_of(qkv, 0, heads), k = heads_of(qkv, heads, kv_heads);
     const Heads<B> v = heads_of(qkv, heads + kv_heads, kv_heads);
@@ -97,13 +97,13 @@ class Model final : public LanguageModel {
       backend_.add(x, y);
       probe(i + 1, x);
     }
-    const Rows<B> last = first(last_, static_cast<int>(batch.logit_rows.size()));
-    const Rows<B> logits = first(logits_, static_cast<int>(batch.logit_rows.size()));
+    const int num_logit_rows = static_cast<int>(batch.logit_rows.size());
+    const Residual<B> last = first(last_, num_logit_rows);
+    const Rows<B> normed = first(y_, num_logit_rows);
     backend_.gather(x, last);
-    backend_.rms_norm(last, final_norm_, last);
-    probe(config_.num_layers + 1, last);
-    backend_.matmul(last, config_.tie_embeddings ? embedding_ : head_, logits);
-    return backend_.logits(logits);
+    backend_.rms_norm(last, final_norm_, normed);
+    probe(config_.num_layers + 1, normed);
+    return backend_.logits(normed, config_.tie_embeddings ? embedding_ : head_);
   }
 
   std::int64_t kv_bytes_per_token() const override {
@@ -120,7 +120,8 @@ class Model final : public LanguageModel {
     typename B::Matrix gate_up, down;
   };
 
-  static Rows<B> first(Rows<B> view, int num_rows) {
+  template <class View>
+  static View first(View view, int num_rows) {
     pagedkv::require(num_rows <= view.extents[0], "Model::forward: rows at most", view.extents[0], num_rows);
     view.extents[0] = num_rows;
     return view;
@@ -142,7 +143,8 @@ class Model final : public LanguageModel {
   typename B::Matrix embedding_, head_;  // the head stays empty where it is the embedding
   typename B::Vector final_norm_;
   std::vector<Layer> layers_;
-  Rows<B> x_, y_, qkv_, attended_, gate_up_, last_, logits_;
+  Residual<B> x_, last_;
+  Rows<B> y_, qkv_, attended_, gate_up_;
 };
 
 }  // namespace engine
