@@ -338,6 +338,18 @@ TEST_CASE("publishing costs only the newly full blocks") {
   CHECK(calls == 2);  // look-up and insertion of one block
 }
 
+TEST_CASE("publishing goes on with the tokens it began with") {
+  Server server{8, 4};
+  Sequence s = server.serve(iota(5));
+  REQUIRE(s.append(3, server.step));
+  server.step.commit();
+  const auto before = server.cache.state_hash();
+  CHECK_THROWS_AS(server.cache.publish(iota(8, 1), s), InvalidArgument);
+  CHECK(server.cache.state_hash() == before);
+  server.cache.publish(iota(8), s);
+  CHECK(server.cache.stats().published_blocks == 2);
+}
+
 TEST_CASE("wrong calls are refused before any change") {
   Server server{8, 4};
   BlockAllocator others{{.num_blocks = 8, .block_size = 4}};

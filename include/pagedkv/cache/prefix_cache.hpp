@@ -1,6 +1,7 @@
 // PrefixCache: lets a request start from blocks that earlier requests computed; admit, publish, evict.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -93,9 +94,10 @@ class BasicPrefixCache {
     return Admitted{.cached = match.num_tokens, .to_compute = to_compute, .appended = appended};
   }
 
-  /// Makes the full, committed blocks of a sequence findable; `tokens` are the sequence's tokens, at least as many as
-  /// its committed full blocks hold. Blocks whose tokens are in the cache already become duplicates. Stops at a block
-  /// that a sliding window dropped. O(newly full blocks); nothing happens, and nothing is hashed, if there are none.
+  /// Makes the full, committed blocks of a sequence findable. `tokens` are all of the sequence's tokens (at least those
+  /// of its full committed blocks) and `scope` is the one it was admitted with. Blocks whose tokens are in the cache
+  /// already become duplicates. Stops at a block that a sliding window dropped, so publish before release_before().
+  /// O(newly full blocks); if there are none, nothing is hashed.
   void publish(std::span<const std::int32_t> tokens, const Sequence& sequence, const PrefixScope& scope = {}) {
     require(&sequence.allocator() == &allocator_, "PrefixCache::publish: sequence", "of the same allocator",
             "of another");
@@ -109,6 +111,8 @@ class BasicPrefixCache {
     scope.validate();
 
     EntryId parent = first > 0 ? tree_.entry_of(block_of(sequence, first - 1)) : EntryId::none;
+    require(first == 0 || std::ranges::equal(tree_.tokens_of(parent), block_tokens(tokens, first - 1)),
+            "PrefixCache::publish: tokens", "those of the blocks published before", "others");
     for (int i = first; i < num_full; ++i) {
       const BlockId block = block_of(sequence, i);
       if (block == BlockId::none) return;
