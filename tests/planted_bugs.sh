@@ -64,6 +64,17 @@ plant "idle hits are counted as available" cache/model cache/prefix_cache.hpp 's
 plant "a prefix is evicted before its continuation" cache/model cache/prefix_cache.hpp 's/if (tree_.has_duplicates(entry)) return evict(coldest);/return evict(coldest);/'
 plant "idle blocks are kept last in, first out" cache/eviction cache/eviction.hpp 's/BlockId coldest() const { return coldest_; }/BlockId coldest() const { return hottest_; }/'
 plant "the columns of a longer sequence stay behind" cache/regression cache/batch_tables.hpp 's/if (num_before > num_blocks) {/if (num_before < num_blocks) {/'
+plant "prefill reads a tile before every warp has fetched its share" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's|__syncthreads();  // this tile|// this tile|'
+plant "prefill overwrites what a slower warp still reads" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's|__syncthreads();  // the next|// the next|'
+plant "prefill does not wait for its copies" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/cp_async_wait<Config::stages - 2>/cp_async_wait<Config::stages - 1>/'
+plant "prefill multiplies values that nobody wrote" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/(live >> row \& 1u) != 0);/true);/'
+plant "prefill sees keys behind the last one" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/tile.keys.contains(key) \&\& variant.visible/variant.visible/'
+plant "prefill skips tiles by the latest query alone" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/cover(variant.keys(tile.rows.begin + tile.offset/cover(variant.keys(tile.rows.end - 1 + tile.offset/'
+plant "prefill forgets to rescale the output" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/fragment\[2 \* half\] \*= scale;//'
+plant "prefill leaves a quad of lanes with different maxima" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/top = max(top, __shfl_xor_sync(~0u, top, 2));//'
+plant "prefill writes rows of the next sequence" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/if (row >= tile.rows.end) continue;//'
+plant "ldmatrix meets a bank twice" cuda/tile/swizzle cuda/tile/swizzle.hpp 's|column / chunk ^ row / (8 / permuted) % permuted|column / chunk|'
+plant "a tile of keys behind a gap is skipped" cuda/tile/key_tiles cuda/tile/key_tiles.hpp 's/first_meeting(seen.second));/keys.end);/'
 
 echo "$missed missed"
 [[ $missed -eq 0 ]]
