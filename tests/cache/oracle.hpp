@@ -1,5 +1,4 @@
-// The naive oracle of the cache: lists of tokens, a byte per written row, and a check of every promise after every
-// step.
+// The naive oracle of the cache: the library beside lists of tokens, every promise checked after every operation.
 #pragma once
 
 #include <algorithm>
@@ -106,7 +105,7 @@ class Oracle {
   void append(std::optional<Seq>& seq, Plan& plan, const Operation& op) {
     if (!seq) seq.emplace(Seq{Sequence{*blocks_}, 0, {}, 0, 0, -1, {}});
     if (plan.executed) commit(plan);
-    if (is_in_another_step(*seq, plan)) return expect_throw([&] { return seq->sequence.append(1, plan_of(plan)); });
+    if (is_in_another_step(*seq, plan)) return expect_throw([&] { return seq->sequence.append(1, *plan.step); });
     const int count = static_cast<int>(op.amount) % (op.seed % 4 == 0 ? 3 * block_size_ + 1 : 3);
     const int size = static_cast<int>(seq->tokens.size());
     const int num_new = blocks_for(size + count) - blocks_for(size) + (count > 0 && must_copy(*seq) ? 1 : 0);
@@ -394,7 +393,6 @@ class Oracle {
 
   int blocks_for(int num_tokens) const { return (num_tokens + block_size_ - 1) / block_size_; }
   int index_of(const Plan& plan) const { return &plan == &plans_[0] ? 0 : 1; }
-  StepPlan& plan_of(Plan& plan) { return *plan.step; }
 
   int block_size_;
   std::unique_ptr<BlockAllocator> blocks_;
