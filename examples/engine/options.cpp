@@ -43,9 +43,7 @@ Options parse_options(int argc, const char* const* argv) {
                "generate");
   app.option_defaults()->always_capture_default();
   app.add_option("--model", options.model, "Folder with config.json, *.safetensors and tokenizer.json");
-  app.add_option("--prompt", options.prompts, "Text to continue; may be given several times")
-      ->expected(1)
-      ->capture_default_str();
+  app.add_option("--prompt", options.prompts, "Text to continue; may be given several times")->allow_extra_args(false);
   app.add_option("--prompts-file", prompts_file, "File with one prompt a line");
   app.add_option("--n", sampling.n, "Samples of each prompt, sharing its blocks");
   app.add_option("--beam", sampling.beam_width, "Beam search of this width instead of sampling; 0: off");
@@ -55,7 +53,9 @@ Options parse_options(int argc, const char* const* argv) {
   app.add_option("--top-p", sampling.top_p, "Sample among the likeliest tokens that hold this probability");
   app.add_option("--min-p", sampling.min_p, "Sample among tokens at least this times as likely as the likeliest");
   app.add_option("--repetition-penalty", sampling.repetition_penalty, "Above 1: tokens seen before become less likely");
-  app.add_option("--seed", sampling.seed, "The same seed gives the same text");
+  app.add_option("--seed", sampling.seed, "The same seed gives the same text")->check([](const std::string& text) {
+    return std::string(text.starts_with("-") ? "at least 0 expected" : "");
+  });
   app.add_option("--backend", options.backend, "auto, cpu or cuda")
       ->transform(CLI::Transformer(std::map<std::string, BackendKind>{
           {"auto", BackendKind::automatic}, {"cpu", BackendKind::cpu}, {"cuda", BackendKind::cuda}}))
@@ -73,7 +73,7 @@ Options parse_options(int argc, const char* const* argv) {
     options.help = app.help();
     return options;
   } catch (const CLI::ParseError& error) {
-    throw BadInput("command line", "what generate --help shows", error.what());
+    throw BadInput("command line", "flags and values as in generate --help", in_quotes(error.what()));
   }
   sampling.validate();
   check_range("threads", options.num_threads, 0, 1024);

@@ -1,0 +1,234 @@
+// The program as a user meets it: its texts, its JSON, its table; and for every bad input one line and exit code 2.
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "engine/temp_folder.hpp"
+#include "support/austen.hpp"
+
+using engine_test::check_message;
+using engine_test::read_file;
+using engine_test::TempFolder;
+
+namespace {
+
+struct Outcome {
+  int exit_code;
+  std::string out, err;
+};
+
+Outcome generate(const std::vector<std::string>& arguments) {
+  const TempFolder folder;
+  std::string command = PAGEDKV_GENERATE_PROGRAM;
+  for (const std::string& argument : arguments) {
+    std::string quoted = "'";
+    for (const char c : argument) quoted += c == '\'' ? "'\\''" : std::string(1, c);
+    command += " " + quoted + "'";
+  }
+  command += " >" + (folder.path() / "out").string() + " 2>" + (folder.path() / "err").string();
+  const int status = std::system(command.c_str());
+  return {.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1,
+          .out = read_file(folder.path() / "out"),
+          .err = read_file(folder.path() / "err")};
+}
+
+// Exit code 2, nothing on stdout, one line on stderr that holds each of `parts`.
+void check_refused(const std::vector<std::string>& arguments, std::initializer_list<const char*> parts) {
+  const Outcome outcome = generate(arguments);
+  CAPTURE(arguments.back());
+  CHECK(outcome.exit_code == 2);
+  CHECK(outcome.out == "");
+  CHECK(outcome.err.starts_with("generate: "));
+  REQUIRE(outcome.err.ends_with("\n"));
+  check_message(outcome.err.substr(0, outcome.err.size() - 1), parts);
+}
+
+std::vector<nlohmann::json> json_lines(const std::string& text) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+const std::string demo_prompt = "It is a truth universally acknowledged, that a single man";
+
+}  // namespace
+
+TEST_CASE("without arguments it shows greedy search, four samples, beam search and the table") {
+  const Outcome outcome = generate({"--backend", "cpu"});
+  CHECK(outcome.exit_code == 0);
+  CHECK(outcome.err == "");
+  for (const std::string part :
+       {"austen-5m on CPU", "a single man in possession of a good fortune, must be in want of a wife.",
+        "Elizabeth walked slowly towards the house,", "\n  4. ", "tokens/s", "contiguous", "exact", "saved by sharing",
+        "copy-on-write", "prefix-cache hits               8 of"}) {
+    CAPTURE(part);
+    CHECK(outcome.out.find(part) != std::string::npos);
+  }
+  CHECK(outcome.out.find("copies by copy-on-write         0 ") == std::string::npos);
+}
+
+TEST_CASE("one prompt streams behind its own text; a second run gives the same bytes") {
+  const Outcome outcome = generate({"--prompt", demo_prompt, "--max-tokens", "15", "--backend", "cpu"});
+  CHECK(outcome.exit_code == 0);
+  CHECK(outcome.out == demo_prompt + " in possession of a good fortune, must be in want of a wife.\n");
+  CHECK(outcome.out == generate({"--prompt", demo_prompt, "--max-tokens", "15", "--backend", "cpu"}).out);
+}
+
+TEST_CASE("several prompts, from flags and a file, come in order; --stats adds the table") {
+  const TempFolder folder;
+  folder.write("prompts", "Elizabeth\r\n\nThe next morning\n");
+  const Outcome outcome =
+      generate({"--prompt", "Emma", "--prompt", demo_prompt, "--prompts-file", (folder.path() / "prompts").string(),
+                "--max-tokens", "5", "--stats", "--backend", "cpu"});
+  CHECK(outcome.exit_code == 0);
+  CHECK(outcome.err == "");  // no bar: this is no terminal
+  std::size_t position = 0;
+  for (const std::string part :
+       {"Emma\n  1. ", demo_prompt.c_str(), "Elizabeth\n  1. ", "The next morning\n  1. ", "20 tokens in"}) {
+    CAPTURE(part);
+    position = outcome.out.find(part, position);
+    REQUIRE(position != std::string::npos);
+  }
+}
+
+TEST_CASE("--json prints one object for each sequence, then the statistics") {
+  const Outcome outcome = generate({"--prompt",
+                                    demo_prompt,
+                                    "--prompt",
+                                    demo_prompt,
+                                    "--n",
+                                    "3",
+                                    "--temperature",
+                                    "0.9",
+                                    "--top-k",
+                                    "40",
+                                    "--top-p",
+                                    "0.9",
+                                    "--min-p",
+                                    "0.01",
+                                    "--repetition-penalty",
+                                    "1.1",
+                                    "--seed",
+                                    "5",
+                                    "--max-tokens",
+                                    "12",
+                                    "--block-size",
+                                    "4",
+                                    "--json",
+                                    "--backend",
+                                    "cpu"});
+  CHECK(outcome.exit_code == 0);
+  const auto lines = json_lines(outcome.out);
+  REQUIRE(lines.size() == 7);
+  for (std::size_t i = 0; i < 6; ++i) {
+    CHECK(lines[i]["request"] == i / 3);
+    CHECK(lines[i]["sample"] == i % 3);
+    CHECK(lines[i]["prompt"] == demo_prompt);
+    CHECK(lines[i]["token_ids"].size() == 12);
+    CHECK(lines[i]["finish"] == "length");
+    CHECK(lines[i]["text"] == lines[i % 3]["text"]);  // the same seed, the same prompt
+  }
+  CHECK(lines[6]["stats"]["generated_tokens"] == 72);
+  CHECK(lines[6]["stats"]["block_copies"].get<int>() > 0);
+}
+
+TEST_CASE("--beam prints the recorded beams") {
+  const auto expected = pagedkv_test::golden("beam.json")["cases"][0]["sequences"];
+  const Outcome outcome =
+      generate({"--prompt", demo_prompt, "--beam", "4", "--max-tokens", "32", "--json", "--backend", "cpu"});
+  const auto lines = json_lines(outcome.out);
+  REQUIRE(lines.size() == 5);
+  for (std::size_t i = 0; i < 4; ++i) CHECK(lines[i]["token_ids"] == expected[i]["ids"]);
+}
+
+TEST_CASE("odd bytes arrive as whole characters, and a text that ends by itself says so") {
+  const auto cases = pagedkv_test::golden("greedy.json")["cases"];
+  for (const auto& c : cases) {
+    const Outcome outcome = generate({"--prompt", c["prompt"], "--max-tokens", "48", "--no-prefix-cache", "--threads",
+                                      "1", "--max-batched-tokens", "64", "--json", "--backend", "cpu"});
+    const auto lines = json_lines(outcome.out);  // which throws on broken UTF-8
+    REQUIRE(lines.size() == 2);
+    CHECK(lines[0]["text"] == c["greedy_text"]);
+    CHECK((lines[0]["finish"] == "eos") == c["ends_with_eos"].get<bool>());
+  }
+}
+
+TEST_CASE("--help documents every flag") {
+  const Outcome outcome = generate({"--help"});
+  CHECK(outcome.exit_code == 0);
+  for (const std::string flag :
+       {"--model", "--prompt", "--prompts-file", "--n", "--beam", "--max-tokens", "--temperature", "--top-k", "--top-p",
+        "--min-p", "--repetition-penalty", "--seed", "--backend", "--block-size", "--kv-blocks", "--max-batched-tokens",
+        "--no-prefix-cache", "--stats", "--json"}) {
+    CAPTURE(flag);
+    CHECK(outcome.out.find(flag) != std::string::npos);
+  }
+}
+
+TEST_CASE("bad flags and values are refused by name") {
+  check_refused({"--frobnicate"}, {"--frobnicate"});
+  check_refused({"word"}, {"word"});
+  check_refused({"--n", "many"}, {"--n", "many"});
+  check_refused({"--n"}, {"--n"});
+  check_refused({"--seed", "-1"}, {"--seed: at least 0 expected"});
+  check_refused({"--n", "99999999999999999999"}, {"--n"});
+  check_refused({"--backend", "abacus"}, {"--backend", "abacus"});
+  check_refused({"--n", "0"}, {"n: at least 1 expected, 0 found"});
+  check_refused({"--beam", "-3"}, {"beam: at least 0 expected, -3 found"});
+  check_refused({"--beam", "2", "--n", "2"}, {"n: 1 with beam search expected, 2 found"});
+  check_refused({"--max-tokens", "0"}, {"max-tokens: at least 1 expected, 0 found"});
+  check_refused({"--temperature", "-1"}, {"temperature: 0 to 1e6 expected, -1"});
+  check_refused({"--temperature", "nan"}, {"temperature: 0 to 1e6 expected, nan found"});
+  check_refused({"--top-k", "-1"}, {"top-k: at least 0 expected"});
+  check_refused({"--top-p", "1.5"}, {"top-p: above 0 and at most 1 expected, 1.5"});
+  check_refused({"--min-p", "2"}, {"min-p: 0 to 1 expected, 2"});
+  check_refused({"--repetition-penalty", "0"}, {"repetition-penalty: above 0"});
+  check_refused({"--block-size", "0"}, {"block-size: 1 to 65536 expected, 0 found"});
+  check_refused({"--kv-blocks", "-1"}, {"kv-blocks: 0 to"});
+  check_refused({"--kv-blocks", "2147483646"}, {"kv-blocks: at most", "2147483646 found"});
+  check_refused({"--max-batched-tokens", "0"}, {"max-batched-tokens: 1 to 65536 expected, 0 found"});
+  check_refused({"--threads", "-1"}, {"threads: 0 to 1024 expected, -1 found"});
+}
+
+TEST_CASE("missing and damaged files are refused by name") {
+  const TempFolder folder;
+  const std::string path = folder.path().string();
+  check_refused({"--model", path + "/nowhere"}, {"config.json"});
+  check_refused({"--model", path}, {"config.json"});
+  check_refused({"--prompts-file", path + "/nowhere"}, {"prompts-file", "a readable file expected"});
+  check_refused({"--prompts-file", path}, {"prompts-file", "a readable file expected"});
+  folder.write("empty", "\n\n");
+  check_refused({"--prompts-file", path + "/empty"}, {"prompts-file", "at least one prompt", "0 found"});
+
+  for (const char* name : {"config.json", "tokenizer.json"})
+    folder.write(name, read_file(pagedkv_test::austen_dir() / name));
+  check_refused({"--model", path}, {"safetensors"});
+  const std::string weights = read_file(pagedkv_test::austen_dir() / "model.safetensors");
+  folder.write("model.safetensors", weights.substr(0, weights.size() / 2));
+  check_refused({"--model", path}, {"model.safetensors"});
+  std::string config = read_file(pagedkv_test::austen_dir() / "config.json");
+  config.replace(config.find("\"hidden_size\": 256"), 18, "\"hidden_size\": 512");
+  folder.write("config.json", config);
+  folder.write("model.safetensors", weights);
+  check_refused({"--model", path}, {"model.embed_tokens.weight", "512", "256"});
+}
+
+TEST_CASE("prompts that can never be served are refused with both numbers") {
+  std::string longest;
+  for (int i = 0; i < 3000; ++i) longest += " Emma";
+  check_refused({"--prompt", longest}, {"prompt tokens: fewer than the model's 2048 positions expected", "found"});
+  check_refused({"--prompt", demo_prompt, "--kv-blocks", "4", "--max-tokens", "100"},
+                {"at most the pool's 4 expected, 8 found"});
+  check_refused({"--prompt", demo_prompt, "--n", "600"},
+                {"continuations of one request: at most 512 expected, 600 found"});
+  check_refused({"--prompt", "broken \xff text"}, {"UTF-8"});
+  check_refused({"--backend", "cuda", "--prompt", "Emma", "--model", "/nowhere"}, {"config.json"});
+}
