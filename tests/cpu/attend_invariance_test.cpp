@@ -25,7 +25,7 @@ const auto rule = chain(SlidingWindow{.window = 60, .sink_tokens = 2}, SoftCap{.
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // Rows of one sequence: its outputs and lse behind each other.
