@@ -1,10 +1,20 @@
 // make_cuda_model: the one place where the decoder is compiled for the GPU.
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "engine/backend_cuda.cuh"
 #include "engine/model.hpp"
+#include "pagedkv/cache/batch_tables.hpp"
+#include "pagedkv/cache/block_allocator.hpp"
+#include "pagedkv/cache/sequence.hpp"
+#include "pagedkv/cache/step_plan.hpp"
+#include "pagedkv/core/config.hpp"
 
 namespace engine {
 
@@ -20,12 +30,39 @@ bool has_usable_gpu() {
   return is_usable;
 }
 
+// CUDA loads a kernel when it is first launched, which takes time and memory: here, not in a user's first step. What
+// this leaves in the pool lies in blocks that nobody owns.
+void warm_up(LanguageModel& model, const ModelOptions& options) {
+  const int capacity = options.block_size * std::min(options.num_blocks, options.max_blocks_per_seq);
+  for (const int wanted : {1, 16, options.max_rows}) {
+    const int num_rows = std::min({wanted, options.max_rows, capacity});
+    const std::vector<std::int32_t> zeros(static_cast<std::size_t>(num_rows));
+    pagedkv::BlockAllocator blocks{{.num_blocks = options.num_blocks, .block_size = options.block_size}};
+    pagedkv::Sequence sequence{blocks};
+    pagedkv::StepPlan plan;
+    const bool fits = sequence.append(num_rows, plan);
+    PAGEDKV_ASSERT(fits);
+    pagedkv::BatchTables tables(
+        {.max_seqs = 1, .max_blocks_per_seq = options.max_blocks_per_seq, .block_size = options.block_size});
+    tables.add(sequence, num_rows);
+    const std::int32_t logit_row = 0;
+    model.forward({.tokens = zeros,
+                   .positions = zeros,
+                   .plan = plan,
+                   .tables = tables.view(),
+                   .logit_rows = std::span(&logit_row, 1)});
+    plan.commit();
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<LanguageModel> make_cuda_model(const ModelConfig& config, const Checkpoint& checkpoint,
                                                const ModelOptions& options) {
   if (!has_usable_gpu()) return nullptr;
-  return std::make_unique<Model<CudaBackend>>(config, checkpoint, options);
+  auto model = std::make_unique<Model<CudaBackend>>(config, checkpoint, options);
+  warm_up(*model, options);
+  return model;
 }
 
 }  // namespace engine

@@ -26,8 +26,9 @@ using Tokens = std::vector<std::int32_t>;
 
 namespace {
 
-constexpr float logit_tolerance = 0.1f;
-constexpr double nll_tolerance = 1e-2;
+// Twice what an H200 measured: 0.026 and 0.00017.
+constexpr float logit_tolerance = 0.052f;
+constexpr double nll_tolerance = 3.4e-4;
 
 // One sequence, computed in chunks, straight through a model: no scheduler, no cache of prefixes.
 struct ModelRun {
