@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "support/any_rule.hpp"
@@ -20,7 +21,7 @@ constexpr std::array slopes{0.5f, 0.25f}, sinks{1.f, -1.f};
 // Calls f(name, rule) for every rule and chain of two, with windows and sink tokens from 0 to beyond the sequence.
 template <class F>
 void for_each_rule(F&& f) {
-  for (const int window : {0, 1, 2, 5, 100}) {
+  for (const int window : {0, 1, 2, 5, std::numeric_limits<int>::max()}) {
     for (const int sink_tokens : {0, 1, 3, 100}) {
       const Rules<Space::host> rules{
           .slopes = slopes.data(), .sinks = sinks.data(), .window = window, .sink_tokens = sink_tokens};

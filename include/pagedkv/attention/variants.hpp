@@ -35,8 +35,9 @@ struct SlidingWindow {
     return p.key <= p.query && (p.query - p.key < window || p.key < sink_tokens);
   }
   PAGEDKV_HD KeyRanges keys(int query, int num_keys) const {
-    const int newest = min(query + 1, num_keys);
-    return {{0, min(sink_tokens, newest)}, {max(query - window + 1, sink_tokens), newest}};
+    const int end = min(query + 1, num_keys);
+    const int oldest = query < window ? 0 : query - window + 1;  // any window, INT_MAX too
+    return {{0, min(sink_tokens, end)}, {max(oldest, sink_tokens), end}};
   }
 };
 
