@@ -180,6 +180,6 @@ BENCHMARK(decode)
     ->Args({256, 1024})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond)
-    ->MinTime(0.2);
+    ->Iterations(30);
 
 }  // namespace

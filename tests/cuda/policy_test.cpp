@@ -81,8 +81,8 @@ TEST_CASE("partials and counters of a schedule always fit the workspace") {
 
 TEST_CASE("one long sequence is shared among many CTAs, a full batch is not") {
   const DecodePolicy policy = choose_decode(90, 128, 2);
-  CHECK(schedule_decode(policy, bounds(1, 1, 65'536), {1, 32, 8}, 132, 16384).num_shares == 132);
-  CHECK(schedule_decode(policy, bounds(256, 1, 65'536), {256, 32, 8}, 132, 1 << 30).num_shares == 1);
+  CHECK(schedule_decode(policy, bounds(1, 1, 65'536), {1, 32, 8}, 132, 16384).num_shares == 264);
+  CHECK(schedule_decode(policy, bounds(512, 1, 65'536), {512, 32, 8}, 132, 1 << 30).num_shares == 1);
 }
 
 TEST_CASE("dispatch calls the named head_dim and refuses the others by name") {

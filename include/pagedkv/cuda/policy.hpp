@@ -44,12 +44,13 @@ struct PrefillPolicy {
   friend constexpr bool operator==(const PrefillPolicy&, const PrefillPolicy&) = default;
 };
 
-/// One row serves every GPU: this kernel is the readable second opinion, not the fast one.
+/// One row serves every GPU: this kernel is the readable second opinion, not the fast one. H200, bf16, head_dim 128, 32
+/// query and 8 KV heads, 2026-11: 64 sequences of 8,192 keys 2.25 ms, 21% of what the GPU can read; 1 of 1,024 keys 40 us.
+/// split_keys 256: 2.58 ms and 74 us; 64: 2.53 ms and 24 us, but 1 of 65,536 keys 529 us instead of 402 us.
 constexpr DecodePolicy choose_decode(int /*arch*/, int /*head_dim*/, int /*element_bytes*/) {
-  return {.max_warps = 8, .query_tile = 4, .split_keys = 256, .ctas_per_sm = 8, .max_ctas = 1 << 16};
+  return {.max_warps = 8, .query_tile = 4, .split_keys = 128, .ctas_per_sm = 16, .max_ctas = 1 << 16};
 }
 
-/// Registers by nvcc 13.0 over every rule and model's chain, sm_80 and sm_90a alike; no row spills.
 constexpr PrefillPolicy choose_prefill(int /*arch*/, int head_dim, int /*element_bytes*/) {
   // 180 to 192 registers at head_dim 64, 222 to 231 at 128: two CTAs an SM, which share 80 KiB each at 128.
   if (head_dim <= 128) return {.query_tile = 64, .key_tile = 64, .warps = 4, .stages = 2};

@@ -38,12 +38,11 @@ struct StepView {
 struct WorkspaceOptions {
   int max_seqs = 256;
   int max_blocks_per_seq = 1024;
-  int max_tokens = 8192;  // rows that one step stores
-  int max_copies = 1024;  // block copies of one step
-  int max_partials =
-      16384;  // (query row, query head, split): calls that would need more do not share a row's keys among CTAs
-  int head_dim_v = 256;  // the largest in use
-  int num_buffers = 2;   // uploads that may be in flight before the host waits
+  int max_tokens = 8192;     // rows that one step stores
+  int max_copies = 1024;     // block copies of one step
+  int max_partials = 32768;  // of (query row, query head, split): a call with more lets one CTA take all keys of a row
+  int head_dim_v = 256;      // the largest in use
+  int num_buffers = 2;       // uploads that may be in flight before the host waits
 };
 
 /// Belongs to the device that was current when it was made, and to one stream at a time: calls that share a workspace

@@ -42,7 +42,8 @@ struct DecodeSimtConfig {
   static constexpr int key_columns = ceil_div(HeadDim, lanes);     // of q and K that a lane holds
   static constexpr int value_columns = ceil_div(HeadDimV, lanes);  // of V and the output
   static constexpr int max_threads = lanes * Policy.max_warps;
-  static constexpr int rows_in_flight = 8;  // rows of K or V that a warp waits for together; a pass is a multiple
+  static constexpr int rows_in_flight = 8;   // rows of K or V that a warp waits for together; a pass is a multiple
+  static constexpr int min_ctas_per_sm = 2;  // tells ptxas to spend registers on them: 104 at head_dim 128, no spills
   static_assert(Policy.split_keys % lanes == 0, "a split is cut into passes of one key a lane");
 };
 
@@ -251,7 +252,7 @@ __device__ void finish_row(const Problem& problem, const V& variant, const Query
 }  // namespace detail
 
 template <class Config, class Problem, AttentionVariant V>
-__global__ void __launch_bounds__(Config::max_threads)
+__global__ void __launch_bounds__(Config::max_threads, Config::min_ctas_per_sm)
     paged_decode_simt_kernel(const __grid_constant__ Problem problem, const __grid_constant__ V variant,
                              const __grid_constant__ DecodeSchedule schedule,
                              const __grid_constant__ Partials partials) {
@@ -293,6 +294,7 @@ __global__ void __launch_bounds__(Config::max_threads)
     for (int pair = warp; pair < num_pairs; pair += num_warps) {
       const QueryRow<Config> row = load_query<Config>(problem, first.rows, pair, kv_head, kv_len);
       RowState<Config> state;
+#pragma unroll 4
       for (int split = 0; split < first.num_splits; ++split)
         state.merge(load_partial<Config>(partials, partial_index(row, split)));
       finish_row(problem, variant, row, state);
