@@ -75,6 +75,21 @@ plant "prefill leaves a quad of lanes with different maxima" cuda/kernels/prefil
 plant "prefill writes rows of the next sequence" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/if (row >= tile.rows.end) continue;//'
 plant "ldmatrix meets a bank twice" cuda/tile/swizzle cuda/tile/swizzle.hpp 's|column / chunk ^ row / (8 / permuted) % permuted|column / chunk|'
 plant "a tile of keys behind a gap is skipped" cuda/tile/key_tiles cuda/tile/key_tiles.hpp 's/first_meeting(seen.second));/keys.end);/'
+plant "a piece is merged at the wrong scale" attention/online_softmax attention/online_softmax.hpp 's/sum += piece.sum \* other/sum += piece.sum/'
+plant "an empty row rescales by NaN" attention/online_softmax attention/online_softmax.hpp 's/old == -infinity ? 0.f : exp(old - max)/exp(old - max)/'
+plant "NaN is finished into a row without keys" attention/online_softmax attention/online_softmax.hpp 's/if (sum == 0.f)/if (max == -infinity)/'
+plant "a window sees one key too many" attention/variants attention/variants.hpp 's/p.query - p.key < window/p.query - p.key <= window/'
+plant "a window's tiles begin one key too late" attention/variants attention/variants.hpp 's/0 : query - window + 1/0 : query - window + 2/'
+plant "a chain forgets the second piece of its first rule" attention/variants attention/variant.hpp 's/ba = intersect(a.second, b.first)/ba = ab/'
+plant "a tile of queries skips what only its first one sees" attention/variants attention/variant.hpp 's/{earliest.second.begin, latest.second.end}/{latest.second.begin, latest.second.end}/'
+plant "a sequence without keys has no item" attention/plan attention/plan.hpp 's/max(1, ceil_div(kv_len, split_keys))/ceil_div(kv_len, split_keys)/'
+plant "offsets are 32 bits wide" cpu/attend_extremes core/view.hpp 's/std::int64_t offset = 0/int offset = 0/'
+plant "blocks that a window has dropped are looked up" cpu/attend_invariance cpu/tile.hpp 's/if (!wanted.contains(key)) continue;//'
+plant "hidden values are multiplied by zero" cpu/attend_extremes cpu/tile.hpp 's/if (weight == 0.f) continue;//'
+plant "the batch moves split boundaries" cpu/attend_invariance cpu/attend.hpp 's/const int any_number = .*;/const int any_number = 4;/'
+plant "a prior is forgotten" cpu/attend_chains cpu/attend.hpp 's/prior_of(variant_, head)/-infinity/'
+plant "a copy takes rows that are not valid" cpu/step cpu/step.hpp 's/slot < copy.num_rows/slot < blocks.extents[2]/'
+plant "a call returns before its slowest task" cpu/executor cpu/executor.hpp 's/idle_.wait(lock.*$//'
 
 echo "$missed missed"
 [[ $missed -eq 0 ]]
