@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,12 +12,9 @@
 #include "engine/beam.hpp"
 #include "engine/engine.hpp"
 #include "engine/language_model.hpp"
-#include "pagedkv/cache/batch_tables.hpp"
-#include "pagedkv/cache/block_allocator.hpp"
-#include "pagedkv/cache/sequence.hpp"
-#include "pagedkv/cache/step_plan.hpp"
 #include "pagedkv/core/math.hpp"
 #include "support/austen.hpp"
+#include "support/sequence_logits.hpp"
 
 using namespace engine;
 using namespace pagedkv_test;
@@ -30,54 +26,19 @@ namespace {
 constexpr float logit_tolerance = 0.052f;
 constexpr double nll_tolerance = 3.4e-4;
 
-// One sequence, computed in chunks, straight through a model: no scheduler, no cache of prefixes.
 struct ModelRun {
-  static constexpr int block_size = 16, num_blocks = 128;
-
-  explicit ModelRun(decltype(&make_cuda_model) make_model, int chunk = 256)
-      : max_chunk(static_cast<std::size_t>(chunk)),
-        model(make_model(austen_config(), austen_weights(),
-                         {.num_blocks = num_blocks,
-                          .block_size = block_size,
-                          .max_rows = chunk,
-                          .max_blocks_per_seq = num_blocks,
-                          .max_logit_rows = chunk})) {
+  explicit ModelRun(decltype(&make_cuda_model) make_model, int max_chunk = 256)
+      : options(one_sequence_options(max_chunk)), model(make_model(austen_config(), austen_weights(), options)) {
     REQUIRE(model != nullptr);
   }
 
-  // Logits behind each of `tokens`, [tokens, vocab].
   std::vector<float> forward(const Tokens& tokens) {
-    pagedkv::BlockAllocator blocks{{.num_blocks = num_blocks, .block_size = block_size}};
-    pagedkv::Sequence sequence{blocks};
-    std::vector<float> logits;
-    for (std::size_t first = 0; first < tokens.size(); first += max_chunk) {
-      const std::size_t count = std::min(max_chunk, tokens.size() - first);
-      Tokens rows(count), positions(count);
-      std::iota(rows.begin(), rows.end(), 0);
-      std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(first));
-      pagedkv::StepPlan plan;
-      REQUIRE(sequence.append(static_cast<int>(count), plan));
-      pagedkv::BatchTables tables({.max_seqs = 1, .max_blocks_per_seq = num_blocks, .block_size = block_size});
-      tables.add(sequence, static_cast<int>(count));
-      const auto chunk = model->forward({.tokens = std::span(tokens).subspan(first, count),
-                                         .positions = positions,
-                                         .plan = plan,
-                                         .tables = tables.view(),
-                                         .logit_rows = rows});
-      logits.insert(logits.end(), chunk.begin(), chunk.end());
-      plan.commit();
-    }
-    return logits;
+    return sequence_logits(tokens, options, [&](const Batch& batch) { return model->forward(batch); });
   }
 
-  std::size_t max_chunk;
+  ModelOptions options;
   std::unique_ptr<LanguageModel> model;
 };
-
-std::span<const float> row_of(const std::vector<float>& logits, std::size_t row) {
-  const auto vocab = static_cast<std::size_t>(austen_config().vocab);
-  return std::span(logits).subspan(row * vocab, vocab);
-}
 
 // How far the highest logit stands above the next: what an error must not exceed twice over if the choice is to stand.
 float margin_of(std::span<const float> logits) {

@@ -9,8 +9,8 @@
 #include "engine/backend_cpu.hpp"
 #include "engine/beam.hpp"
 #include "engine/model.hpp"
-#include "pagedkv/cache/batch_tables.hpp"
 #include "support/austen.hpp"
+#include "support/sequence_logits.hpp"
 
 using namespace engine;
 using namespace pagedkv_test;
@@ -18,50 +18,18 @@ using Tokens = std::vector<std::int32_t>;
 
 namespace {
 
-// One sequence, computed in chunks, straight through the model: no scheduler, no cache of prefixes.
 struct ModelRun {
-  static constexpr int block_size = 16, num_blocks = 128, max_chunk = 256;
+  engine::ModelOptions options = one_sequence_options(256);
+  Model<CpuBackend> model{austen_config(), austen_weights(), options};
 
-  Model<CpuBackend> model{
-      austen_config(),
-      austen_weights(),
-      {.num_blocks = num_blocks, .block_size = block_size, .max_rows = max_chunk, .max_logit_rows = max_chunk}};
-  pagedkv::BlockAllocator blocks{{.num_blocks = num_blocks, .block_size = block_size}};
-  pagedkv::Sequence sequence{blocks};
-
-  // Logits behind each of `tokens`, [tokens, vocab].
   template <class Probe>
   std::vector<float> forward(const Tokens& tokens, Probe&& probe) {
-    std::vector<float> logits;
-    for (std::size_t first = 0; first < tokens.size(); first += max_chunk) {
-      const std::size_t count = std::min<std::size_t>(max_chunk, tokens.size() - first);
-      Tokens rows(count), positions(count);
-      std::iota(rows.begin(), rows.end(), 0);
-      std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(first));
-      pagedkv::StepPlan plan;
-      REQUIRE(sequence.append(static_cast<int>(count), plan));
-      pagedkv::BatchTables tables({.max_seqs = 1, .max_blocks_per_seq = num_blocks, .block_size = block_size});
-      tables.add(sequence, static_cast<int>(count));
-      const auto chunk = model.forward({.tokens = std::span(tokens).subspan(first, count),
-                                        .positions = positions,
-                                        .plan = plan,
-                                        .tables = tables.view(),
-                                        .logit_rows = rows},
-                                       probe);
-      logits.insert(logits.end(), chunk.begin(), chunk.end());
-      plan.commit();
-    }
-    return logits;
+    return sequence_logits(tokens, options, [&](const Batch& batch) { return model.forward(batch, probe); });
   }
   std::vector<float> forward(const Tokens& tokens) {
     return forward(tokens, [](int, const CpuBackend::Rows&) {});
   }
 };
-
-std::span<const float> row_of(const std::vector<float>& logits, std::size_t row) {
-  const auto vocab = static_cast<std::size_t>(austen_config().vocab);
-  return std::span(logits).subspan(row * vocab, vocab);
-}
 
 }  // namespace
 
