@@ -97,7 +97,7 @@ class Engine {
     events_.clear();
     pagedkv::StepPlan plan;
     const std::vector<Work> work = scheduler_.schedule(plan);
-    PAGEDKV_ASSERT(!work.empty() || is_idle());
+    PAGEDKV_ASSERT(!work.empty() || is_idle() || scheduler_.num_preemptions() > stats_.num_preemptions);
     stats_.observe(scheduler_.running(), blocks_.num_used());
     stats_.block_copies += std::ssize(plan.copies());
     if (!work.empty()) {

@@ -71,7 +71,8 @@ class Scheduler {
     bool has_room = true;
     for (std::size_t i = 0; i < running_.size(); ++i)  // preemption shortens the list behind i, or at i
       if (running_[i]->state == State::decode) has_room &= decode(*running_[i], plan, work, budget);
-    for (std::size_t i = 0; i < running_.size(); ++i)
+    // After a preemption the step ends here: dead rows stay the plan's last ones, and freed blocks with the oldest.
+    for (std::size_t i = 0; has_room && i < running_.size(); ++i)
       if (running_[i]->state != State::decode) has_room &= prefill(*running_[i], plan, work, budget);
     if (has_room) admit(plan, work, budget);
     return work;

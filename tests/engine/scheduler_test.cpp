@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <random>
 #include <string>
@@ -104,6 +105,20 @@ TEST_CASE("an admission leaves the watermark to those who run, but an empty engi
   engine->run();
   CHECK(engine->stats().num_preemptions == 0);
   CHECK(engine.generated(second) == expected_of(prompt_of(4, 3), 2));
+}
+
+TEST_CASE("rows of a request that pushed itself out half-way are followed by nobody's") {
+  // While the third request decodes, the second recomputes; the third lacks blocks for its second sample.
+  FakeEngine engine(
+      {.num_blocks = 7, .block_size = 2, .prefix_cache = false, .scheduler = {.max_batched_tokens = 8, .max_seqs = 8}});
+  std::vector<int> ids;
+  for (const auto& [prompt_len, max_tokens, n] : {std::array{1, 10, 1}, std::array{4, 5, 2}, std::array{2, 2, 3}})
+    ids.push_back(engine->submit(prompt_of(prompt_len), {.max_tokens = max_tokens, .n = n}));
+  engine->run();
+  CHECK(engine->request(ids[2]).num_preempted > 0);
+  CHECK(engine.generated(ids[0]) == expected_of(prompt_of(1), 10));
+  CHECK(engine.generated(ids[1], 1) == expected_of(prompt_of(4), 5));
+  CHECK(engine.generated(ids[2], 2) == expected_of(prompt_of(2), 2));
 }
 
 TEST_CASE("random loads end, with the oracle's tokens, and every block comes home") {

@@ -51,6 +51,9 @@ class FakeModel final : public engine::LanguageModel {
         const auto row = static_cast<std::size_t>(begin + i);
         const int position = kv_len - q_len + i;
         pagedkv::require(batch.positions[row] == position, "FakeModel: position", position, batch.positions[row]);
+        const pagedkv::Slot slot =
+            std::int64_t{batch.tables.block_ids(s, position / block_size_)} * block_size_ + position % block_size_;
+        pagedkv::require(slots[row] == slot, "FakeModel: slot of the row", slot, slots[row]);
         if (wanted == batch.logit_rows.end() || *wanted != begin + i) continue;
         ++wanted;
         const std::vector<float> row_logits =
