@@ -87,6 +87,9 @@ class CudaBackend {
 
   void begin(const Batch& batch) {
     pagedkv::require(batch.num_rows() <= max_rows_, "CudaBackend::begin: rows, at most", max_rows_, batch.num_rows());
+    const auto num_logit_rows = static_cast<std::int64_t>(batch.logit_rows.size());
+    pagedkv::require(num_logit_rows <= logits_.extents[0], "CudaBackend::begin: logit rows, at most",
+                     logits_.extents[0], num_logit_rows);
     num_live_rows_ = batch.num_live_rows();
     auto* const host = reinterpret_cast<std::int32_t*>(inputs_.fill(stream_.get()));
     std::copy(batch.tokens.begin(), batch.tokens.end(), host);
