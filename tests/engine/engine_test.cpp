@@ -99,22 +99,22 @@ TEST_CASE("samples share the prompt's blocks and n owners of its tail cost n - 1
   CHECK(engine->is_idle());
 }
 
-TEST_CASE("samples of a preempted request recompute what they share once") {
-  FakeEngine engine({.num_blocks = 16, .block_size = 4, .prefix_cache = false});
-  const SamplingParams params{.max_tokens = 12, .n = 3, .temperature = 1, .seed = 5};
-  const int blocker = engine->submit(prompt_of(9, 4), {.max_tokens = 16});
-  const int id = engine->submit(prompt_of(16), params);
-  while (engine->request(id).num_preempted == 0) engine->step();
-  while (!engine.is_running(id)) engine->step();
-  CHECK(engine.model.passes().back().q_len.back() == 16);  // the prompt, for all three
-  engine->run();
-  CHECK(engine.generated(blocker) == expected_of(prompt_of(9, 4), 16));
-
-  FakeEngine roomy({.num_blocks = 64, .block_size = 4});
-  const int same = roomy->submit(prompt_of(16), params);
-  roomy->run();
-  for (std::size_t sample = 0; sample < 3; ++sample)
-    CHECK(engine.generated(id, sample) == roomy.generated(same, sample));
+TEST_CASE("samples of a preempted request recompute what they share once, be they different or all the same") {
+  for (const float temperature : {1.f, 0.f}) {
+    FakeEngine engine({.num_blocks = 16, .block_size = 4, .prefix_cache = false});
+    const SamplingParams params{.max_tokens = 12, .n = 3, .temperature = temperature, .seed = 5};
+    const int blocker = engine->submit(prompt_of(9, 4), {.max_tokens = 16});
+    const int id = engine->submit(prompt_of(16), params);
+    while (engine->request(id).num_preempted == 0) engine->step();
+    const auto num_tokens = std::ssize(engine->request(id).branches[0].tokens);
+    while (!engine.is_running(id)) engine->step();
+    // For all three: different texts part behind the prompt, equal ones before their last token.
+    CHECK(engine.model.passes().back().q_len.back() == (temperature > 0 ? 16 : num_tokens - 1));
+    engine->run();
+    CHECK(engine.generated(blocker) == expected_of(prompt_of(9, 4), 16));
+    for (int sample = 0; sample < 3; ++sample)
+      CHECK(engine.generated(id, static_cast<std::size_t>(sample)) == expected_of(prompt_of(16), params, sample));
+  }
 }
 
 TEST_CASE("a preempted beam search finds the same beams") {

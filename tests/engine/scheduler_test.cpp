@@ -111,14 +111,17 @@ TEST_CASE("rows of a request that pushed itself out half-way are followed by nob
   // While the third request decodes, the second recomputes; the third lacks blocks for its second sample.
   FakeEngine engine(
       {.num_blocks = 7, .block_size = 2, .prefix_cache = false, .scheduler = {.max_batched_tokens = 8, .max_seqs = 8}});
-  std::vector<int> ids;
-  for (const auto& [prompt_len, max_tokens, n] : {std::array{1, 10, 1}, std::array{4, 5, 2}, std::array{2, 2, 3}})
-    ids.push_back(engine->submit(prompt_of(prompt_len), {.max_tokens = max_tokens, .n = n}));
+  const std::array<int, 3> prompt_len{1, 4, 2};
+  const std::array<SamplingParams, 3> params{{{.max_tokens = 10, .n = 1, .temperature = 1},
+                                              {.max_tokens = 5, .n = 2, .temperature = 1},
+                                              {.max_tokens = 2, .n = 3, .temperature = 1}}};
+  for (std::size_t i = 0; i < 3; ++i) engine->submit(prompt_of(prompt_len[i], static_cast<int>(i)), params[i]);
   engine->run();
-  CHECK(engine->request(ids[2]).num_preempted > 0);
-  CHECK(engine.generated(ids[0]) == expected_of(prompt_of(1), 10));
-  CHECK(engine.generated(ids[1], 1) == expected_of(prompt_of(4), 5));
-  CHECK(engine.generated(ids[2], 2) == expected_of(prompt_of(2), 2));
+  CHECK(engine->request(2).num_preempted > 0);
+  for (std::size_t i = 0; i < 3; ++i)
+    for (int sample = 0; sample < params[i].n; ++sample)
+      CHECK(engine.generated(static_cast<int>(i), static_cast<std::size_t>(sample)) ==
+            expected_of(prompt_of(prompt_len[i], static_cast<int>(i)), params[i], sample));
 }
 
 TEST_CASE("random loads end, with the oracle's tokens, and every block comes home") {
@@ -136,20 +139,20 @@ TEST_CASE("random loads end, with the oracle's tokens, and every block comes hom
     FakeEngine engine(options, true);
     struct Submitted {
       Tokens prompt;
-      int max_tokens, n;
-      bool is_beam;
+      SamplingParams params;
     };
     std::map<int, Submitted> submitted;
     int num_steps = 0;
     for (int i = 0, num_requests = pick(1, 15); i < num_requests; ++i) {
       const Tokens prompt = prompt_of(pick(1, 40), pick(0, 2));  // three beginnings only: hits are frequent
-      const int max_tokens = pick(1, 30), n = pick(0, 2) == 0 ? pick(1, 4) : 1;
-      const bool is_beam = n > 1 && pick(0, 1) == 1;
+      const int width = pick(0, 2) == 0 ? pick(1, 4) : 1;
+      SamplingParams params{.max_tokens = pick(1, 30), .seed = 3};
+      (width > 1 && pick(0, 1) == 1 ? params.beam_width : params.n) = width;
+      if (pick(0, 1) == 1) params.temperature = 1;
       try {
-        const int id =
-            engine->submit(prompt, {.max_tokens = max_tokens, .n = is_beam ? 1 : n, .beam_width = is_beam ? n : 0});
-        submitted[id] = {prompt, max_tokens, n, is_beam};
-      } catch (const BadInput&) {
+        const int id = engine->submit(prompt, params);
+        submitted[id] = {prompt, params};
+      } catch (const BadInput&) {  // never fits
       }
       for (int step = pick(0, 4); step > 0 && !engine->is_idle(); --step, ++num_steps) engine->step();
     }
@@ -159,12 +162,15 @@ TEST_CASE("random loads end, with the oracle's tokens, and every block comes hom
       if (num_steps % 16 == 0) engine->check_integrity();
     }
     for (const auto& [id, request] : submitted) {
+      const auto& [prompt, params] = request;
       FakeEngine roomy({.num_blocks = 4096, .block_size = 1}, true);
-      if (request.is_beam) roomy->submit(request.prompt, {.max_tokens = request.max_tokens, .beam_width = request.n});
+      if (params.beam_width > 0) roomy->submit(prompt, params);
       roomy->run();
-      for (std::size_t sample = 0; sample < static_cast<std::size_t>(request.n); ++sample)
-        CHECK(engine.generated(id, sample) ==
-              (request.is_beam ? roomy.generated(0, sample) : expected_of(request.prompt, request.max_tokens, true)));
+      for (int sample = 0; sample < params.width(); ++sample) {
+        const auto index = static_cast<std::size_t>(sample);
+        CHECK(engine.generated(id, index) ==
+              (params.beam_width > 0 ? roomy.generated(0, index) : expected_of(prompt, params, sample, true)));
+      }
     }
     CHECK(engine->blocks().num_used() == 0);
     num_preemptions += engine->stats().num_preemptions;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/engine.hpp"
+#include "engine/sampler.hpp"
 #include "support/fake_model.hpp"
 
 namespace pagedkv_test {
@@ -49,6 +50,17 @@ inline Tokens prompt_of(int length, int first = 2) {
 
 inline Tokens expected_of(const Tokens& prompt, int max_tokens, bool with_eos = false) {
   return FakeModel::continuation(prompt, max_tokens, vocab, with_eos ? eos : -1);
+}
+
+/// What sample `index` must generate: the oracle's logits, one token after the other.
+inline Tokens expected_of(const Tokens& prompt, const engine::SamplingParams& params, int index,
+                          bool with_eos = false) {
+  engine::Sampler sampler;
+  Tokens tokens = prompt;
+  do {
+    tokens.push_back(sampler.choose(FakeModel::logits_of(tokens, vocab), tokens, params, index).token);
+  } while (std::ssize(tokens) < std::ssize(prompt) + params.max_tokens && !(with_eos && tokens.back() == eos));
+  return {tokens.begin() + std::ssize(prompt), tokens.end()};
 }
 
 }  // namespace pagedkv_test
