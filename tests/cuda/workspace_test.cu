@@ -1,7 +1,9 @@
 // Workspace: tables arrive whole at addresses that never change, rows behind the fill are empty, too much is refused.
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cstdint>
+#include <thread>
 #include <vector>
 
 #include "pagedkv/cuda/device.cuh"
@@ -63,6 +65,9 @@ TEST_CASE("the host may change its tables as soon as upload has returned") {
   std::vector<std::int32_t> seen(100);
   cuda::DeviceArray<std::int32_t> log(seen.size());
   HostTables tables{{0}, {0}, {0, 1}};
+  // The device is busy at first, so that copies wait while the host runs ahead.
+  const auto sleep = [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(50)); };
+  cuda::check(cudaLaunchHostFunc(nullptr, sleep, nullptr), "sleep");
   for (int i = 0; i < 100; ++i) {
     tables.kv_len[0] = i;
     const auto uploaded = workspace.upload(tables.view(1), nullptr);
