@@ -27,7 +27,7 @@ class FarProblem {
     };
     const std::int64_t last = std::max({id(0, 0), id(0, 1), id(1, 0)});
     const std::int64_t block_elements = near_.problem().kv.k.strides[0];
-    stride_ = (std::int64_t{1} << 32) / last + block_elements;
+    stride_ = round_up((std::int64_t{1} << 32) / last, std::int64_t{64}) + block_elements;  // rows stay aligned
     const auto pool_elements = static_cast<std::size_t>(stride_ * (last + 1));
 
     std::size_t free_bytes = 0, total_bytes = 0;
