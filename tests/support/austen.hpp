@@ -16,6 +16,13 @@
 
 namespace pagedkv_test {
 
+/// Sanitizers look for wrong accesses, not for wrong numbers, and take their time: a part of the long cases will do.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool has_sanitizer = true;
+#else
+inline constexpr bool has_sanitizer = false;
+#endif
+
 inline std::filesystem::path austen_dir() { return std::filesystem::path(PAGEDKV_MODELS_DIR) / "austen-5m"; }
 
 inline nlohmann::json golden(const std::string& name) {
