@@ -50,8 +50,8 @@ struct AttentionProblem {
     require(q.strides[2] == 1, "problem.q: stride of head_dim", 1, q.strides[2]);
     require(out.strides[2] == 1, "problem.out: stride of head_dim_v", 1, out.strides[2]);
     require(q.extents[2] == kv.head_dim(), "problem.q: head_dim like kv.k's,", kv.head_dim(), q.extents[2]);
-    require(q.extents[1] >= 1 && q.extents[1] % kv.kv_heads() == 0, "problem.q: q_heads",
-            "a multiple of kv_heads " + std::to_string(kv.kv_heads()), q.extents[1]);
+    if (q.extents[1] < 1 || q.extents[1] % kv.kv_heads() != 0)
+      require(false, "problem.q: q_heads", "a multiple of kv_heads " + std::to_string(kv.kv_heads()), q.extents[1]);
     require(out.extents[0] == q.extents[0], "problem.out: num_tokens like q's,", q.extents[0], out.extents[0]);
     require(out.extents[1] == q.extents[1], "problem.out: q_heads like q's,", q.extents[1], out.extents[1]);
     require(out.extents[2] == kv.head_dim_v(), "problem.out: head_dim_v like kv.v's,", kv.head_dim_v(), out.extents[2]);

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <string>
 #include <type_traits>
 
 #include "pagedkv/cache/step_plan.hpp"
@@ -47,19 +46,6 @@ void store_row(const View<T, 4>& blocks, Slot slot, const View<X, 3>& rows, std:
   }
 }
 
-template <class T, class X>
-void validate_rows(const char* name, const View<X, 3>& rows, const View<T, 4>& blocks, std::int64_t num_rows) {
-  const std::string prefix = std::string("store_kv: ") + name;
-  require(rows.extents[0] == num_rows, prefix + " rows like the step's slots,", num_rows, rows.extents[0]);
-  if (num_rows == 0) return;
-  require(!rows.empty(), prefix + " pointer", "not null", "null");
-  require(rows.extents[1] == blocks.extents[1], prefix + " kv_heads like the cache's,", blocks.extents[1],
-          rows.extents[1]);
-  require(rows.extents[2] == blocks.extents[3], prefix + " head_dim like the cache's,", blocks.extents[3],
-          rows.extents[2]);
-  require(rows.strides[2] == 1, prefix + " stride of head_dim", 1, rows.strides[2]);
-}
-
 }  // namespace detail
 
 /// Copy-on-write: executes step.copies() in all layers; only the valid rows of a block move. Once a step, before any
@@ -98,8 +84,10 @@ void store_kv(const StepPlan& step, const KvView<T, Space::host>& layer, const V
   layer.validate();
   const std::span<const Slot> slots = step.slots();
   const auto num_rows = static_cast<std::int64_t>(slots.size());
-  detail::validate_rows("k", k, layer.k, num_rows);
-  detail::validate_rows("v", v, layer.v, num_rows);
+  require(k.extents[0] == num_rows, "store_kv: k rows like the step's slots,", num_rows, k.extents[0]);
+  require(v.extents[0] == num_rows, "store_kv: v rows like the step's slots,", num_rows, v.extents[0]);
+  validate_rows("store_kv: k", k, layer.k);
+  validate_rows("store_kv: v", v, layer.v);
   const Slot num_slots = layer.num_blocks() * layer.block_size();
   for (const Slot slot : slots) require(slot < num_slots, "store_kv: slot below", num_slots, slot);
   for (std::int64_t row = 0; row < num_rows; ++row) {

@@ -19,7 +19,8 @@ template <StorageType T>
 class KvPool {
  public:
   /// Throws InvalidArgument on an impossible layout, CudaError where memory runs out.
-  explicit KvPool(const KvLayout& layout) : layout_(checked(layout)), elements_(size_of(layout)) {}
+  explicit KvPool(const KvLayout& layout)
+      : layout_(layout.validated()), elements_(static_cast<std::size_t>(layout.num_elements())) {}
 
   const KvLayout& layout() const { return layout_; }
   std::size_t size_bytes() const { return elements_.size_bytes(); }
@@ -33,12 +34,6 @@ class KvPool {
   }
 
  private:
-  static const KvLayout& checked(const KvLayout& layout) {
-    layout.validate();
-    return layout;
-  }
-  static std::size_t size_of(const KvLayout& layout) { return static_cast<std::size_t>(layout.num_elements()); }
-
   KvLayout layout_;
   DeviceArray<T> elements_;
 };

@@ -4,7 +4,6 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <string>
 #include <type_traits>
 
 #include "pagedkv/core/dtype.hpp"
@@ -20,24 +19,6 @@
 namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
-
-namespace detail {
-
-template <class T, class X>
-void validate_rows(const char* name, const View<X, 3, Space::device>& rows, const View<T, 4, Space::device>& blocks,
-                   std::int64_t num_slots) {
-  const std::string prefix = std::string("store_kv: ") + name;
-  require(rows.extents[0] <= num_slots, prefix + " rows, at most the step's,", num_slots, rows.extents[0]);
-  if (rows.extents[0] == 0) return;
-  require(!rows.empty(), prefix + " pointer", "not null", "null");
-  require(rows.extents[1] == blocks.extents[1], prefix + " kv_heads like the cache's,", blocks.extents[1],
-          rows.extents[1]);
-  require(rows.extents[2] == blocks.extents[3], prefix + " head_dim like the cache's,", blocks.extents[3],
-          rows.extents[2]);
-  require(rows.strides[2] == 1, prefix + " stride of head_dim", 1, rows.strides[2]);
-}
-
-}  // namespace detail
 
 /// Copy-on-write: executes the step's copies in all layers; only the valid rows of a block move. Once a step, before
 /// any store_kv. Enqueues one kernel, none if there is nothing to copy; can be captured. Throws InvalidArgument, before
@@ -72,8 +53,10 @@ void store_kv(const StepView& step, const KvView<T, Space::device>& layer, const
               const View<X, 3, Space::device>& v, cudaStream_t stream) {
   layer.validate();
   require(k.extents[0] == v.extents[0], "store_kv: v rows like k's,", k.extents[0], v.extents[0]);
-  detail::validate_rows("k", k, layer.k, step.slots.extents[0]);
-  detail::validate_rows("v", v, layer.v, step.slots.extents[0]);
+  require(k.extents[0] <= step.slots.extents[0], "store_kv: k rows, at most the step's,", step.slots.extents[0],
+          k.extents[0]);
+  validate_rows("store_kv: k", k, layer.k);
+  validate_rows("store_kv: v", v, layer.v);
   if (k.extents[0] == 0) return;
   launch_kv_store<T, std::remove_const_t<X>>(step.slots, layer, k, v, stream);
 }

@@ -34,14 +34,15 @@ struct KvLayout {
   constexpr std::int64_t layer_elements() const { return key_elements() + value_elements(); }
   constexpr std::int64_t num_elements() const { return num_layers * layer_elements(); }
 
-  /// Throws InvalidArgument unless every count is at least 1 (num_blocks included).
-  void validate() const {
+  /// This layout. Throws InvalidArgument unless every count is at least 1 (num_blocks included).
+  const KvLayout& validated() const {
     require(num_layers >= 1, "KvLayout: num_layers", "at least 1", num_layers);
     require(num_blocks >= 1, "KvLayout: num_blocks", "at least 1", num_blocks);
     require(kv_heads >= 1, "KvLayout: kv_heads", "at least 1", kv_heads);
     require(block_size >= 1, "KvLayout: block_size", "at least 1", block_size);
     require(head_dim >= 1, "KvLayout: head_dim", "at least 1", head_dim);
     require(head_dim_v >= 0, "KvLayout: head_dim_v", "0 (like head_dim) or more", head_dim_v);
+    return *this;
   }
 };
 

@@ -3,6 +3,7 @@
 
 #include <concepts>
 #include <cstdint>
+#include <string>
 
 #include "pagedkv/core/config.hpp"
 #include "pagedkv/core/error.hpp"
@@ -60,6 +61,20 @@ struct KvLayers {
     return view;
   }
 };
+
+/// Throws InvalidArgument unless rows of K or V, [num_rows, kv_heads, dim], can be stored in blocks of that many heads and
+/// that dim. `what` names the rows.
+template <class X, class T, Space S>
+void validate_rows(const char* what, const View<X, 3, S>& rows, const View<T, 4, S>& blocks) {
+  const auto check = [what](bool holds, const char* name, auto expected, auto got) {
+    if (!holds) require(false, std::string(what) + name, expected, got);
+  };
+  if (rows.extents[0] == 0) return;
+  check(!rows.empty(), " pointer", "not null", "null");
+  check(rows.extents[1] == blocks.extents[1], " kv_heads like the cache's,", blocks.extents[1], rows.extents[1]);
+  check(rows.extents[2] == blocks.extents[3], " head_dim like the cache's,", blocks.extents[3], rows.extents[2]);
+  check(rows.strides[2] == 1, " stride of head_dim", 1, rows.strides[2]);
+}
 
 }  // namespace v0
 }  // namespace pagedkv
