@@ -16,20 +16,25 @@ compile=("${CXX:-g++}" -std=c++20 -O1 -include tests/support/assert.hpp -Itests)
 
 count=0 missed=0
 
-# plant NAME TEST HEADER SED: the sed expression must change exactly one place of include/pagedkv/HEADER.
+# plant NAME TEST HEADER SED: the sed expression must change exactly one place of include/pagedkv/HEADER, or of
+# examples/HEADER where that begins with engine/.
 plant() {
   local name=$1 test=$2 header=$3 edit=$4
   count=$((count + 1))
   if (((count - part) % parts != 0)); then return; fi
-  rm -rf "$work/include"
+  local path=include/pagedkv/$header
+  if [[ $header == engine/* ]]; then path=examples/$header; fi
+  rm -rf "$work/include" "$work/examples"
+  mkdir "$work/examples"
   cp -r include "$work/include"
-  sed -i "$edit" "$work/include/pagedkv/$header"
+  cp -r examples/engine "$work/examples/engine"
+  sed -i "$edit" "$work/$path"
   local changed
-  changed=$(diff "include/pagedkv/$header" "$work/include/pagedkv/$header" | grep -c '^>' || true)
+  changed=$(diff "$path" "$work/$path" | grep -c '^>' || true)
   local verdict=caught
   if [[ $changed -ne 1 ]]; then
     verdict="MISSED: the edit changes $changed lines of $header"
-  elif ! "${compile[@]}" "-I$work/include" "tests/${test}_test.cpp" "$work/main.o" -o "$work/test" 2>"$work/errors"; then
+  elif ! "${compile[@]}" "-I$work/include" "-I$work/examples" "tests/${test}_test.cpp" "$work/main.o" -o "$work/test" 2>"$work/errors"; then
     verdict="MISSED: does not compile: $(head -1 "$work/errors")"
   elif { timeout 300 "$work/test"; } >/dev/null 2>&1; then
     verdict="MISSED: tests/${test}_test.cpp stays green"
@@ -64,6 +69,20 @@ plant "idle hits are counted as available" cache/model cache/prefix_cache.hpp 's
 plant "a prefix is evicted before its continuation" cache/model cache/prefix_cache.hpp 's/if (tree_.has_duplicates(entry)) return evict(coldest);/return evict(coldest);/'
 plant "idle blocks are kept last in, first out" cache/eviction cache/eviction.hpp 's/BlockId coldest() const { return coldest_; }/BlockId coldest() const { return hottest_; }/'
 plant "the columns of a longer sequence stay behind" cache/regression cache/batch_tables.hpp 's/if (num_before > num_blocks) {/if (num_before < num_blocks) {/'
+plant "rows follow those of a request that pushed itself out" engine/scheduler engine/scheduler.hpp 's/i = 0; has_room \&\& i < running_/i = 0; i < running_/'
+plant "rows of a request that pushed itself out are computed" engine/scheduler engine/scheduler.hpp 's/        work.resize(num_work);.*$//'
+plant "a preempted request goes behind later arrivals" engine/scheduler engine/scheduler.hpp 's/waiting_.push_front(victim)/waiting_.push_back(victim)/'
+plant "an admission ignores the watermark" engine/scheduler engine/scheduler.hpp 's/: options_.watermark/: 0/'
+plant "rows that decode are not charged to the budget" engine/scheduler engine/scheduler.hpp 's/      --budget;//'
+plant "a request is thought to fit that never will" engine/scheduler engine/request.hpp 's/return shared + params.width() \* (longest - shared)/return longest/'
+plant "equal samples recompute their last token as their trunk" engine/engine engine/request.hpp 's/std::min(std::ssize(a), std::ssize(b)) - 1/std::min(std::ssize(a), std::ssize(b))/'
+plant "a step is not committed" engine/engine engine/engine.hpp 's/      plan.commit();//'
+plant "all samples read the first one's logits" engine/engine engine/engine.hpp 's/is_first ? 0 : next++/0/'
+plant "all samples draw the same numbers" engine/sampler engine/philox.hpp 's/philox({position, sample, 0, 0}/philox({position, 0 * sample, 0, 0}/'
+plant "a token is penalised each time it came" engine/sampler engine/sampler.hpp 's/      if (seen_\[i\]) continue;//'
+plant "unlikely endings enter the pool of beams" engine/beam engine/beam.hpp 's/ends ? static_cast<int>(rank) >= width_/ends ? false/'
+plant "beam search stops at the first ending" engine/beam engine/beam.hpp 's/static_cast<int>(finished_.size()) == width_ \&\& running_/!finished_.empty() \&\& running_/'
+plant "a product writes behind the end of its row" engine/gemm engine/gemm.hpp 's/std::min(panel_width, w.rows() - first)/panel_width/'
 plant "prefill reads a tile before every warp has fetched its share" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's|__syncthreads();  // this tile|// this tile|'
 plant "prefill overwrites what a slower warp still reads" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's|__syncthreads();  // the next|// the next|'
 plant "prefill does not wait for its copies" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/cp_async_wait<Config::stages - 2>/cp_async_wait<Config::stages - 1>/'
