@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -163,6 +165,25 @@ TEST_CASE("blocks that a window has dropped are not looked up") {
     generated.block_ids[static_cast<std::size_t>(block)] = to_index(BlockId::none);
   cpu::attend(generated.problem(), window, cpu::InlineExecutor{}, small_tiles);
   CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+}
+
+TEST_CASE("blocks that a chain of windows has dropped may be gone, though the chain names some of their keys") {
+  ProblemShape shape = long_shape(8);
+  shape.q_len = {3};
+  shape.kv_len = {150};
+  shape.block_size = 4;
+  GeneratedProblem<float> generated(shape);
+  const auto windows = chain(SlidingWindow{.window = 60, .sink_tokens = 3}, SlidingWindow{.window = 20});
+  const int oldest = 150 - 3 - 20 + 1;  // of the first query
+  REQUIRE(windows.keys(149, 150).contains(oldest - 5));
+  const Expected expected = expected_of(generated, windows);
+  for (int block = 0; block < oldest / 4; ++block)
+    generated.block_ids[static_cast<std::size_t>(block)] = block % 2 ? -1 : std::numeric_limits<std::int32_t>::max();
+  cpu::attend(generated.problem(), windows, cpu::InlineExecutor{}, small_tiles);
+  CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+
+  cpu::attend(generated.problem(), Causal{}, cpu::InlineExecutor{}, small_tiles);  // sees what is gone
+  CHECK(std::isnan(generated.lse[generated.margin]));
 }
 
 TEST_CASE("slots of a live block that no query may see can hold anything") {

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <vector>
 
 #include "pagedkv/attention/online_softmax.hpp"
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/cache/tables_view.hpp"
-#include "pagedkv/core/config.hpp"
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/ids.hpp"
 #include "pagedkv/core/math.hpp"
@@ -74,7 +74,8 @@ class KeyTile {
     positions_.reserve(size(max_keys));
   }
 
-  /// Loads the keys of `range` that are in `wanted`.
+  /// Loads the keys of `range` that are in `wanted`. That may be generous (a chain's ranges are), so a block can be gone:
+  /// rows that do not see it never notice, a row that does gets NaN.
   template <StorageType T>
   void load(const KvView<const T>& kv, const TablesView<Space::host>& tables, int sequence, int kv_head, KeyRange range,
             const KeyRanges& wanted) {
@@ -83,9 +84,12 @@ class KeyTile {
     for (int key = range.begin; key < range.end; ++key) {
       if (!wanted.contains(key)) continue;
       const int block = tables.block_ids(sequence, key / kv.block_size()), slot = key % kv.block_size();
-      PAGEDKV_ASSERT(block >= 0 && block < kv.num_blocks());
-      load_row(kv.k.at(block, kv_head, slot, 0), kv.head_dim(), k);
-      load_row(kv.v.at(block, kv_head, slot, 0), kv.head_dim_v(), v);
+      if (block >= 0 && block < kv.num_blocks()) {
+        load_row(kv.k.at(block, kv_head, slot, 0), kv.head_dim(), k);
+        load_row(kv.v.at(block, kv_head, slot, 0), kv.head_dim_v(), v);
+      } else {
+        std::fill_n(k, kv.head_dim(), std::numeric_limits<float>::quiet_NaN());
+      }
       positions_.push_back(key);
       k += key_stride_;
       v += value_stride_;
