@@ -143,6 +143,21 @@ TEST_CASE("the longest sequences and largest splits do not overflow") {
   CHECK(many.num_items() == std::int64_t{1} * (1 << 20) * any_number * 2);
 }
 
+TEST_CASE("bounds as wide as an int allows leave a tiled kernel its one split, and no tile wraps around") {
+  Lengths lengths;
+  lengths.add(100, 1000);
+  lengths.max_q_len = lengths.max_kv_len = any_number;
+  const AttentionPlan plan = make_plan(lengths.view(), 64, 64, 1, 1);
+  CHECK(plan.max_splits == 1);
+  CHECK(plan.split_keys == any_number);
+  CHECK(plan.item(0, 0, 100, 1000).keys == KeyRange{0, 1000});
+
+  constexpr AttentionPlan widest{.num_seqs = 1, .query_tile = 64, .tiles_per_seq = 1 << 25, .split_keys = any_number};
+  constexpr WorkItem behind = widest.item((1 << 25) - 1, 0, 100, 1000);  // a constant: an overflow would not compile
+  CHECK(behind.rows.empty());
+  CHECK(plan.tiles_per_seq == widest.tiles_per_seq);
+}
+
 TEST_CASE("sizes below one are refused by name") {
   const Lengths lengths;
   CHECK_THROWS_WITH_AS(make_plan(lengths.view(), 0, 1, 1, 1),

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/cache/tables_view.hpp"
@@ -53,7 +54,7 @@ struct AttentionPlan {
     item.split = split;
     if (split >= item.num_splits) return item;
     item.rows.begin = static_cast<int>(tile % tiles_per_seq) * query_tile;
-    item.rows.end = min(item.rows.begin + query_tile, q_len);
+    item.rows.end = item.rows.begin + min(query_tile, q_len - item.rows.begin);
     item.keys.begin = split * split_keys;
     item.keys.end = item.keys.begin + min(split_keys, kv_len - item.keys.begin);
     return item;
@@ -75,7 +76,8 @@ constexpr AttentionPlan make_plan(const TablesView<S>& tables, int query_tile, i
   plan.num_seqs = tables.num_seqs();
   plan.query_tile = query_tile;
   plan.tiles_per_seq = max(1, ceil_div(tables.max_q_len, query_tile));
-  plan.split_keys = round_up(max(split_keys, ceil_div(tables.max_kv_len, max_splits)), key_tile);
+  const std::int64_t keys = round_up<std::int64_t>(max(split_keys, ceil_div(tables.max_kv_len, max_splits)), key_tile);
+  plan.split_keys = static_cast<int>(min<std::int64_t>(keys, std::numeric_limits<int>::max()));
   plan.max_splits = max(1, ceil_div(tables.max_kv_len, plan.split_keys));
   return plan;
 }
