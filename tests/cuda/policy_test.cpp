@@ -48,6 +48,35 @@ TEST_CASE("what a kernel does not support comes with a reason") {
         "query and key tiles do not fit in shared memory");
 }
 
+TEST_CASE("a policy that its kernel does not compile or run with is not supported") {
+  constexpr KernelShape shape{.head_dim = 64, .head_dim_v = 64};
+  const PrefillPolicy prefill = choose_prefill(80, 64, 2);
+  const auto prefill_with = [&](auto&& change) {
+    PrefillPolicy policy = prefill;
+    change(policy);
+    return bool(is_supported(policy, shape));
+  };
+  CHECK(prefill_with([](auto&) {}));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy.stages = 1; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy.key_tile = 0; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy.key_tile = 40; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy = {.query_tile = 0, .key_tile = 64, .warps = 0, .stages = 2}; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy = {.query_tile = 48, .key_tile = 64, .warps = 3, .stages = 2}; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy = {.query_tile = 16, .key_tile = 64, .warps = 1, .stages = 2}; }));
+
+  const DecodePolicy decode = choose_decode(80, 64, 2);
+  const auto decode_with = [&](int DecodePolicy::*field, int value) {
+    DecodePolicy policy = decode;
+    policy.*field = value;
+    return bool(is_supported(policy, shape));
+  };
+  CHECK(decode_with(&DecodePolicy::split_keys, 64));
+  for (const int value : {-32, 0, 48}) CHECK_FALSE(decode_with(&DecodePolicy::split_keys, value));
+  for (const int value : {0, 33}) CHECK_FALSE(decode_with(&DecodePolicy::max_warps, value));
+  for (const auto field : {&DecodePolicy::query_tile, &DecodePolicy::ctas_per_sm, &DecodePolicy::max_ctas})
+    CHECK_FALSE(decode_with(field, 0));
+}
+
 TEST_CASE("where a split ends depends on the policy alone, never on the batch") {
   const DecodePolicy policy = choose_decode(90, 128, 2);
   for (const int max_kv_len : {0, 1, 255, 256, 257, 5000, 1 << 20}) {

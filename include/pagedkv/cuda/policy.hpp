@@ -68,7 +68,11 @@ constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& sh
   if (shape.arch < min_arch) return {"needs compute capability 8.0"};
   if (shape.head_dim < 1 || shape.head_dim > 256) return {"head_dim must be 1 to 256"};
   if (shape.head_dim_v < 1 || shape.head_dim_v > 256) return {"head_dim_v must be 1 to 256"};
-  if (policy.split_keys % 32 != 0) return {"split_keys must be a multiple of 32, the keys of one pass of a warp"};
+  if (policy.max_warps < 1 || policy.max_warps > 32) return {"a CTA has 1 to 32 warps"};
+  if (policy.query_tile < 1 || policy.ctas_per_sm < 1 || policy.max_ctas < 1)
+    return {"query_tile, ctas_per_sm and max_ctas must be at least 1"};
+  if (policy.split_keys < 32 || policy.split_keys % 32 != 0)
+    return {"split_keys must be a multiple of 32, the keys of one pass of a warp"};
   return {};
 }
 
@@ -87,7 +91,12 @@ constexpr Support is_supported(const PrefillPolicy& policy, const KernelShape& s
     return {"head_dim must be a multiple of 16 up to 256"};
   if (shape.head_dim_v < 16 || shape.head_dim_v > 256 || shape.head_dim_v % 16 != 0)
     return {"head_dim_v must be a multiple of 16 up to 256"};
+  if (policy.warps < 1 || policy.warps > 32) return {"a CTA has 1 to 32 warps"};
   if (policy.query_tile != 16 * policy.warps) return {"a warp holds 16 query rows"};
+  if (policy.key_tile < 16 || policy.key_tile % 16 != 0) return {"key_tile must be a multiple of 16"};
+  if (policy.key_tile % policy.warps != 0 || policy.key_tile / policy.warps > 32)
+    return {"warps must share the rows of a key tile evenly, at most 32 each"};
+  if (policy.stages < 2) return {"one tile is in flight while another is computed: at least 2 stages"};
   if (prefill_shared_bytes(policy, shape.head_dim, shape.head_dim_v) > shared_bytes_per_cta)
     return {"query and key tiles do not fit in shared memory"};
   return {};
