@@ -65,3 +65,13 @@ TEST_CASE("a prompt whose head_dim no tile fits is decode's") {
       });
   CHECK_MESSAGE(difference.empty(), difference);
 }
+
+TEST_CASE("explain refuses an inconsistent problem by name, as attend does") {
+  GeneratedProblem<bf16> generated(batch({1}, {30}));
+  DeviceProblem device(generated);
+  cuda::Workspace workspace({.head_dim_v = 64});
+  auto problem = device.problem();
+  problem.kv.k.extents[1] = problem.kv.v.extents[1] = 0;
+  CHECK_THROWS_WITH_AS(static_cast<void>(cuda::explain(problem, workspace)), doctest::Contains("kv: kv_heads"),
+                       InvalidArgument);
+}

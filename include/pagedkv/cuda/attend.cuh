@@ -63,9 +63,10 @@ void attend(HeadDims<Dims...> dims, const AttentionProblem<Space::device, Q, KV,
 }
 
 /// What attend() would run for this problem, in one line: the kernel, its policy row, how the work is cut, and why not
-/// the other kernel.
+/// the other kernel. Throws InvalidArgument where problem.validate() does.
 template <class Problem>
 std::string explain(const Problem& problem, const Workspace& workspace) {
+  problem.validate();
   const auto number = [](auto n) { return std::to_string(n); };
   const int arch = workspace.device().arch;
   const Support suits = detail::prefill_suits(problem, workspace.device());
