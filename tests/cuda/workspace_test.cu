@@ -2,12 +2,14 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
 #include "pagedkv/cuda/device.cuh"
 #include "pagedkv/cuda/error.cuh"
+#include "pagedkv/cuda/memory.cuh"
 #include "pagedkv/cuda/workspace.cuh"
 
 namespace {
@@ -96,4 +98,9 @@ TEST_CASE("the workspace knows its GPU, and a failed CUDA call says what was bei
   CHECK(cuda::this_device().arch >= 80);
   CHECK_THROWS_WITH_AS(cuda::check(cudaErrorInvalidValue, "a test"), doctest::Contains("a test: cudaErrorInvalidValue"),
                        CudaError);
+}
+
+TEST_CASE("a failure that was reported and caught is not reported again by the next call") {
+  CHECK_THROWS_AS(cuda::DeviceArray<char>(std::size_t{1} << 60), CudaError);  // more memory than any GPU has
+  CHECK(cudaGetLastError() == cudaSuccess);
 }
