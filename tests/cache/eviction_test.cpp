@@ -11,8 +11,18 @@
 
 using namespace pagedkv;
 
-TEST_CASE("the block that became idle first is the coldest") {
+namespace {
+
+LruEviction prepared(int num_blocks) {
   LruEviction order;
+  for (int i = 0; i < num_blocks; ++i) order.prepare(BlockId{i});
+  return order;
+}
+
+}  // namespace
+
+TEST_CASE("the block that became idle first is the coldest") {
+  LruEviction order = prepared(6);
   CHECK(order.coldest() == BlockId::none);
   for (const int i : {5, 1, 3}) order.insert(BlockId{i});
   CHECK(order.coldest() == BlockId{5});
@@ -24,7 +34,7 @@ TEST_CASE("the block that became idle first is the coldest") {
 
 TEST_CASE("LRU agrees with a plain list over random use") {
   std::mt19937 random{7};
-  LruEviction order;
+  LruEviction order = prepared(40);
   std::list<BlockId> plain;
   for (int i = 0; i < 100'000; ++i) {
     const BlockId block{static_cast<std::int32_t>(random() % 40)};
@@ -43,14 +53,14 @@ TEST_CASE("LRU agrees with a plain list over random use") {
 }
 
 TEST_CASE("the hash of an order tells two orders apart") {
-  LruEviction one, other;
+  LruEviction one = prepared(3), other = prepared(3);
   for (const int i : {1, 2}) one.insert(BlockId{i});
   for (const int i : {2, 1}) other.insert(BlockId{i});
   CHECK(one.state_hash() != other.state_hash());
 }
 
 TEST_CASE("a block is idle once") {
-  LruEviction order;
+  LruEviction order = prepared(3);
   order.insert(BlockId{1});
   CHECK_THROWS_AS(order.insert(BlockId{1}), pagedkv_test::AssertionFailed);
   CHECK_THROWS_AS(order.remove(BlockId{2}), pagedkv_test::AssertionFailed);

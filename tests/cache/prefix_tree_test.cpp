@@ -19,17 +19,24 @@ struct ConstantHash {
 
 constexpr std::array<std::int32_t, 2> ab{1, 2}, ac{1, 3};
 
+// The block, after room for it has been made.
+template <class Tree>
+BlockId prepared(Tree& tree, int block) {
+  tree.prepare(BlockId{block});
+  return BlockId{block};
+}
+
 }  // namespace
 
 TEST_CASE_TEMPLATE("parent, tokens and extra bytes decide, not the hash", Hash, BlockHash, ConstantHash) {
   detail::PrefixTree<Hash> tree{2, {}};
   const EntryId root = tree.insert(EntryId::none, {}, "scope");
   const EntryId first = tree.insert(root, ab, "");
-  tree.attach(first, BlockId{0});
+  tree.attach(first, prepared(tree, 0));
   const EntryId second = tree.insert(first, ab, "");
-  tree.attach(second, BlockId{1});
+  tree.attach(second, prepared(tree, 1));
   const EntryId sibling = tree.insert(root, ab, "image");
-  tree.attach(sibling, BlockId{2});
+  tree.attach(sibling, prepared(tree, 2));
   CHECK(tree.find(EntryId::none, {}, "scope") == root);
   CHECK(tree.find(EntryId::none, {}, "other") == EntryId::none);
   CHECK(tree.find(root, ab, "") == first);
@@ -43,7 +50,7 @@ TEST_CASE_TEMPLATE("parent, tokens and extra bytes decide, not the hash", Hash, 
 TEST_CASE("the oldest copy is canonical; when it goes, the next one takes its place") {
   detail::PrefixTree<BlockHash> tree{2, {}};
   const EntryId entry = tree.insert(tree.insert(EntryId::none, {}, ""), ab, "");
-  for (const int block : {5, 3, 4}) tree.attach(entry, BlockId{block});
+  for (const int block : {5, 3, 4}) tree.attach(entry, prepared(tree, block));
   CHECK(tree.canonical(entry) == BlockId{5});
   CHECK(tree.has_duplicates(entry));
   tree.detach(BlockId{5});
@@ -58,15 +65,15 @@ TEST_CASE("the oldest copy is canonical; when it goes, the next one takes its pl
 TEST_CASE("an entry with continuations keeps its last block") {
   detail::PrefixTree<BlockHash> tree{2, {}};
   const EntryId first = tree.insert(tree.insert(EntryId::none, {}, ""), ab, "");
-  tree.attach(first, BlockId{0});
-  tree.attach(tree.insert(first, ac, ""), BlockId{1});
+  tree.attach(first, prepared(tree, 0));
+  tree.attach(tree.insert(first, ac, ""), prepared(tree, 1));
   CHECK_THROWS_AS(tree.detach(BlockId{0}), pagedkv_test::AssertionFailed);
 }
 
 TEST_CASE("a thousand siblings are found, and removed in any order") {
   detail::PrefixTree<BlockHash> tree{1, {}};
   const EntryId root = tree.insert(EntryId::none, {}, "");
-  for (int i = 0; i < 1000; ++i) tree.attach(tree.insert(root, std::array{i}, ""), BlockId{i});
+  for (int i = 0; i < 1000; ++i) tree.attach(tree.insert(root, std::array{i}, ""), prepared(tree, i));
   tree.check_invariants();
   for (int i = 0; i < 1000; ++i) {
     const int block = i * 379 % 1000;

@@ -13,6 +13,7 @@
 #include "pagedkv/core/config.hpp"
 #include "pagedkv/core/error.hpp"
 #include "pagedkv/core/ids.hpp"
+#include "pagedkv/core/math.hpp"
 
 namespace pagedkv {
 inline namespace v0 {
@@ -63,14 +64,15 @@ class BlockAllocator {
   [[nodiscard]] bool allocate(std::span<BlockId> out) {
     const auto wanted = static_cast<std::int64_t>(out.size());
     if (wanted > num_available()) return false;
+    const auto first_fresh = records_.size();  // records first: making them may throw, an eviction cannot be undone
+    const auto num_unused = num_blocks_ - static_cast<std::int64_t>(first_fresh);
+    const auto num_fresh = clamp(wanted - num_recycled_, std::int64_t{0}, num_unused);
+    records_.resize(first_fresh + static_cast<std::size_t>(num_fresh));
     while (wanted > num_free()) {
       [[maybe_unused]] const int before = num_free();
       reclaimer_.evict(reclaimer_.context);
       PAGEDKV_ASSERT(num_free() == before + 1 && "evict must free exactly one block");
     }
-    const auto reused = std::min(wanted, static_cast<std::int64_t>(num_recycled_));
-    const auto first_fresh = records_.size();
-    records_.resize(first_fresh + static_cast<std::size_t>(wanted - reused));
     auto fresh = static_cast<std::int32_t>(first_fresh);
     for (BlockId& id : out) id = num_recycled_ > 0 ? pop_recycled() : BlockId{fresh++};
     for (const BlockId id : out) record(id) = {.owners = 1, .state = State::used};
@@ -269,6 +271,11 @@ class BlockAllocator {
     std::uint64_t serial;
     StepPlan* plan;
   };
+
+  // Makes room, so that open_step() cannot throw.
+  void reserve_step() {
+    if (open_steps_.size() == open_steps_.capacity()) open_steps_.reserve(2 * open_steps_.size() + 1);
+  }
 
   std::uint64_t open_step(StepPlan& plan) {
     open_steps_.push_back({next_serial_, &plan});

@@ -15,10 +15,12 @@ inline namespace v0 {
 
 /// An order over idle blocks. The cache inserts a block when its last owner lets go (deepest block of a sequence first)
 /// and removes it when it is used again or evicted. coldest() only proposes: the cache never evicts a prefix before its
-/// continuation.
+/// continuation. prepare() comes before a block's first insert() and may throw; the others may not, since sequences die
+/// and steps are committed by way of them.
 template <class Policy>
 concept EvictionPolicy = std::default_initializable<Policy> &&
     requires(Policy policy, const Policy view, BlockId block) {
+  policy.prepare(block);
   policy.insert(block);
   policy.remove(block);
   { view.coldest() } -> std::same_as<BlockId>;
@@ -30,11 +32,14 @@ concept EvictionPolicy = std::default_initializable<Policy> &&
 /// Least recently used first: a doubly linked list threaded through an array by block id. O(1) each.
 class LruEviction {
  public:
-  void insert(BlockId block) {
+  void prepare(BlockId block) {
     const auto index = static_cast<std::size_t>(to_index(block));
     if (index >= links_.size()) links_.resize(index + 1);
-    PAGEDKV_ASSERT(!links_[index].linked);
-    links_[index] = {.colder = hottest_, .hotter = BlockId::none, .linked = true};
+  }
+
+  void insert(BlockId block) {
+    PAGEDKV_ASSERT(!contains(block));
+    link(block) = {.colder = hottest_, .hotter = BlockId::none, .linked = true};
     (hottest_ == BlockId::none ? coldest_ : link(hottest_).hotter) = block;
     hottest_ = block;
     ++size_;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "pagedkv/cache/admission.hpp"
@@ -80,11 +81,16 @@ class BasicPrefixCache {
       match = whole_blocks_of(match);
       if (!fits(match, num_tokens, options)) return refuse(Refusal::later);
     }
-    sequence.adopt(match.blocks, match.num_tokens);
     const int to_compute = num_tokens - match.num_tokens;
     const int appended = min(to_compute, options.max_append);
-    [[maybe_unused]] const bool has_room = sequence.append(appended, plan);  // copies a partly used last block
-    PAGEDKV_ASSERT(has_room);
+    sequence.adopt(match.blocks, match.num_tokens);
+    try {
+      [[maybe_unused]] const bool has_room = sequence.append(appended, plan);  // copies a partly used last block
+      PAGEDKV_ASSERT(has_room);
+    } catch (...) {  // out of memory
+      sequence.truncate(0);
+      throw;
+    }
 
     ++stats_.admitted;
     if (!options.skip_lookup) {
@@ -116,9 +122,12 @@ class BasicPrefixCache {
     for (int i = first; i < num_full; ++i) {
       const BlockId block = block_of(sequence, i);
       if (block == BlockId::none) return;
-      if (i == 0) parent = find_or_insert(EntryId::none, {}, detail::scope_key(scope)).entry;
-      const auto [entry, is_new] =
-          find_or_insert(parent, block_tokens(tokens, i), detail::extras_key(scope.extras, i * block_size, block_size));
+      std::string root_key = i == 0 ? detail::scope_key(scope) : std::string();
+      std::string extra = detail::extras_key(scope.extras, i * block_size, block_size);
+      tree_.prepare(block);  // memory runs out here or not at all
+      eviction_.prepare(block);
+      if (i == 0) parent = find_or_insert(EntryId::none, {}, std::move(root_key)).entry;
+      const auto [entry, is_new] = find_or_insert(parent, block_tokens(tokens, i), std::move(extra));
       allocator_.publish(block);
       tree_.attach(entry, block);
       ++stats_.published_blocks;
@@ -258,10 +267,10 @@ class BasicPrefixCache {
     bool is_new;
   };
 
-  FoundEntry find_or_insert(EntryId parent, std::span<const std::int32_t> tokens, std::string_view extra) {
+  FoundEntry find_or_insert(EntryId parent, std::span<const std::int32_t> tokens, std::string&& extra) {
     const EntryId found = tree_.find(parent, tokens, extra);
     if (found != EntryId::none) return {.entry = found, .is_new = false};
-    return {.entry = tree_.insert(parent, tokens, extra), .is_new = true};
+    return {.entry = tree_.insert(parent, tokens, std::move(extra)), .is_new = true};
   }
 
   void withdraw(BlockId block) {

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pagedkv/cache/hash.hpp"
@@ -40,12 +41,21 @@ class PrefixTree {
     return EntryId::none;
   }
 
-  /// Makes an entry that find() does not find. It must get a block or a child before the next call that can remove it.
-  EntryId insert(EntryId parent, std::span<const std::int32_t> tokens, std::string_view extra) {
-    grow_buckets();
+  /// Makes room for `block`, its entry and its root: insert() and attach() do not throw then.
+  void prepare(BlockId block) {
+    grow_buckets(num_entries_ + 2);
+    if (entries_.capacity() < entries_.size() + 2) entries_.reserve(2 * entries_.size() + 2);
+    tokens_.reserve(entries_.capacity() * static_cast<std::size_t>(block_size_));
+    const auto index = static_cast<std::size_t>(to_index(block));
+    if (index >= blocks_.size()) blocks_.resize(index + 1);
+  }
+
+  /// Makes an entry that find() does not find, after prepare(). It must get a block or a child before the next call that
+  /// can remove it.
+  EntryId insert(EntryId parent, std::span<const std::int32_t> tokens, std::string&& extra) {
     const EntryId id = new_entry();
     Entry& e = entry(id);
-    e = Entry{.hash = hash_of(parent, tokens, extra), .parent = parent, .extra = std::string(extra), .alive = true};
+    e = Entry{.hash = hash_of(parent, tokens, extra), .parent = parent, .extra = std::move(extra), .alive = true};
     std::copy(tokens.begin(), tokens.end(), tokens_.begin() + token_offset(id));
     EntryId& bucket = buckets_[bucket_of(e.hash)];
     e.next_in_bucket = bucket;
@@ -55,11 +65,9 @@ class PrefixTree {
     return id;
   }
 
-  /// Adds a block that holds the entry's tokens, behind the copies that are there.
+  /// Adds a block that holds the entry's tokens, behind the copies that are there. After prepare(block).
   void attach(EntryId id, BlockId block) {
-    const auto index = static_cast<std::size_t>(to_index(block));
-    if (index >= blocks_.size()) blocks_.resize(index + 1);
-    blocks_[index] = {.entry = id, .next_copy = BlockId::none};
+    block_link(block) = {.entry = id, .next_copy = BlockId::none};
     BlockId* last = &entry(id).first_copy;
     while (*last != BlockId::none) last = &block_link(*last).next_copy;
     *last = block;
@@ -80,7 +88,14 @@ class PrefixTree {
     if (entry(parent).parent == EntryId::none && entry(parent).first_child == EntryId::none) remove(parent);
   }
 
-  void clear() { *this = PrefixTree(block_size_, hash_); }
+  void clear() {
+    num_entries_ = 0;
+    free_ = EntryId::none;
+    entries_.clear();
+    tokens_.clear();
+    blocks_.clear();
+    std::ranges::fill(buckets_, EntryId::none);
+  }
 
   /// The entry whose tokens the block holds, or EntryId::none.
   EntryId entry_of(BlockId block) const {
@@ -183,8 +198,8 @@ class PrefixTree {
     return static_cast<EntryId>(entries_.size() - 1);
   }
 
-  void grow_buckets() {
-    if (static_cast<std::size_t>(num_entries_) < buckets_.size()) return;
+  void grow_buckets(int num_entries) {
+    if (static_cast<std::size_t>(num_entries) <= buckets_.size()) return;
     buckets_.assign(2 * buckets_.size(), EntryId::none);
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (!entries_[i].alive) continue;

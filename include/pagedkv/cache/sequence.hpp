@@ -58,13 +58,15 @@ class Sequence {
             static_cast<std::int64_t>(size_) + num_tokens);
     settle();
     require(step_ == 0 || step_ == plan.serial_, "Sequence::append: open steps of one sequence", 1, 2);
-    plan.prepare(*allocator_, num_tokens);
+    plan.check_allocator(*allocator_);
     if (num_tokens == 0) return true;
 
     const int block_size = table_.block_size();
     const bool copies_tail = must_copy_tail();
     const int num_blocks = ceil_div(size_ + num_tokens, block_size);
     const int num_new = num_blocks - table_.num_blocks() + (copies_tail ? 1 : 0);
+    if (num_new > allocator_->num_available()) return false;  // before room is made for what does not fit
+    plan.prepare(*allocator_, num_tokens);
     table_.reserve(num_blocks);
     rows_.reserve(rows_.size() + 1);
     std::vector<BlockId> fresh(static_cast<std::size_t>(num_new));

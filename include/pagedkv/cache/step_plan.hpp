@@ -65,9 +65,13 @@ class StepPlan {
  private:
   friend class Sequence;
 
-  // Throws before anything changes, so that append() cannot fail half-way.
-  void prepare(const BlockAllocator& allocator, int num_rows) {
+  void check_allocator(const BlockAllocator& allocator) const {
     require(allocator_ == nullptr || allocator_ == &allocator, "StepPlan: allocators in one step", 1, 2);
+  }
+
+  // Makes room before anything changes, so that append() cannot fail half-way.
+  void prepare(BlockAllocator& allocator, int num_rows) {
+    allocator.reserve_step();
     const auto rows = slots_.size() + static_cast<std::size_t>(num_rows);
     if (rows > slots_.capacity()) slots_.reserve(std::max(rows, 2 * slots_.capacity()));
     if (copies_.size() == copies_.capacity()) copies_.reserve(2 * copies_.size() + 1);
