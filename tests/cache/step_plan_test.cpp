@@ -129,6 +129,15 @@ TEST_CASE("a plan that dies uncommitted says so") {
   }));
 }
 
+TEST_CASE("an open plan that outlives its allocator is noticed, also without live rows") {
+  CHECK(pagedkv_test::dies([] {
+    StepPlan step;
+    BlockAllocator blocks{{.num_blocks = 8, .block_size = 4}};
+    Sequence a{blocks};
+    static_cast<void>(a.append(1, step));
+  }));
+}
+
 TEST_CASE("a plan may die with dead rows, and when an exception passes by") {
   BlockAllocator blocks{{.num_blocks = 8, .block_size = 4}};
   {

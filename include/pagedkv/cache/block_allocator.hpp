@@ -49,6 +49,7 @@ class BlockAllocator {
   BlockAllocator& operator=(const BlockAllocator&) = delete;
   ~BlockAllocator() {
     PAGEDKV_ASSERT(num_free() == num_blocks_ && "a sequence or a step plan outlives its allocator");
+    PAGEDKV_ASSERT(open_steps_.empty() && "a step plan outlives its allocator");
     PAGEDKV_ASSERT(reclaimer_.evict == nullptr && "a prefix cache outlives its allocator");
   }
 
