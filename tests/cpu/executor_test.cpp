@@ -2,11 +2,15 @@
 #include "pagedkv/cpu/executor.hpp"
 
 #include <doctest/doctest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
+#include <fstream>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -108,6 +112,21 @@ TEST_CASE("a team without a single thread is refused") {
   CHECK_THROWS_WITH_AS(cpu::ThreadExecutor(0), doctest::Contains("num_threads at least 1 expected, 0 given"),
                        InvalidArgument);
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which need more addresses than the test leaves
+TEST_CASE("a team larger than the machine has threads for is an exception, and its threads are gone") {
+  rlim_t pages = 0;
+  REQUIRE(std::ifstream("/proc/self/statm") >> pages);
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_AS, &before) == 0);
+  rlimit little = before;
+  little.rlim_cur = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (rlim_t{256} << 20);  // some stacks more
+  REQUIRE(setrlimit(RLIMIT_AS, &little) == 0);
+  CHECK_THROWS_AS(cpu::ThreadExecutor(4000), std::system_error);
+  REQUIRE(setrlimit(RLIMIT_AS, &before) == 0);
+  check_runs_each_task_once(cpu::ThreadExecutor(4));
+}
+#endif
 
 #if defined(_OPENMP)
 static_assert(cpu::Executor<cpu::OpenMpExecutor>);

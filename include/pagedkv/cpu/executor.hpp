@@ -39,22 +39,21 @@ struct InlineExecutor {
 /// turns; a task must not call its own executor.
 class ThreadExecutor {
  public:
-  /// `num_threads` counts the calling thread. Throws InvalidArgument below 1.
+  /// `num_threads` counts the calling thread. Throws InvalidArgument below 1, std::system_error where the machine has no
+  /// more threads.
   explicit ThreadExecutor(int num_threads = default_num_threads()) {
     require(num_threads >= 1, "ThreadExecutor: num_threads", "at least 1", num_threads);
     workers_.reserve(static_cast<std::size_t>(num_threads) - 1);
-    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { serve(); });
+    try {
+      for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { serve(); });
+    } catch (...) {
+      stop();
+      throw;
+    }
   }
   ThreadExecutor(const ThreadExecutor&) = delete;  // the workers hold its address
   ThreadExecutor& operator=(const ThreadExecutor&) = delete;
-  ~ThreadExecutor() {
-    {
-      const std::lock_guard lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~ThreadExecutor() { stop(); }
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -81,6 +80,15 @@ class ThreadExecutor {
   static int default_num_threads() {
     const unsigned int known = std::thread::hardware_concurrency();  // 0: not known
     return known == 0 ? 1 : static_cast<int>(known);
+  }
+
+  void stop() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
   }
 
   void run(Job& job) {
