@@ -134,6 +134,20 @@ TEST_CASE("rows that do not fit or do not make sense are refused before any chan
   CHECK_THROWS_AS((BatchTables{{.max_seqs = 0, .max_blocks_per_seq = 1, .block_size = 1}}), InvalidArgument);
 }
 
+TEST_CASE("lengths whose sums pass 2^31 are refused before any change") {
+  constexpr int most = std::numeric_limits<int>::max();
+  BatchTables tables{{.max_seqs = 2, .max_blocks_per_seq = 3, .block_size = most}};
+  const std::array ids{BlockId{0}};
+  tables.add(ids, most, most);
+  CHECK_THROWS_AS(tables.add(ids, 1, 1), InvalidArgument);
+  CHECK(tables.num_seqs() == 1);
+  CHECK(tables.num_tokens() == most);
+  const RaggedTables three_blocks{
+      .q_begin = {0, 1}, .kv_begin = {0, 3}, .kv_block_ids = {0, 1, 2}, .last_block_len = {5}};
+  CHECK_THROWS_AS(tables.assign(three_blocks), InvalidArgument);
+  CHECK(tables.kv_len(0) == most);
+}
+
 TEST_CASE("vLLM's dialect: padded tables, context lengths, the slot of each query") {
   BlockAllocator blocks{{.num_blocks = 8, .block_size = 2}};
   const Sequence a = committed(blocks, 5), b = committed(blocks, 2);

@@ -90,4 +90,10 @@ TEST_CASE("impossible layouts are refused by name") {
   check_refused("KvLayout: head_dim at least 1 expected, 0 given", [](KvLayout& l) { l.head_dim = 0; });
   check_refused("KvLayout: head_dim_v 0 (like head_dim) or more expected, -2 given",
                 [](KvLayout& l) { l.head_dim_v = -2; });
+  const char* const too_many = "KvLayout: elements of all layers at most 2^60 expected, more given";
+  check_refused(too_many, [](KvLayout& l) { l.num_blocks = std::int64_t{1} << 62; });
+  check_refused(too_many, [](KvLayout& l) { l.head_dim = l.head_dim_v = l.block_size = 1 << 30; });
+  check_refused(too_many, [](KvLayout& l) {  // 2^64: a sum of 0 where overflow is not noticed
+    l = {.num_blocks = std::int64_t{1} << 31, .kv_heads = 1 << 16, .block_size = 1 << 16, .head_dim = 1};
+  });
 }

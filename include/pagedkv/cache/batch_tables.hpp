@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -78,7 +79,7 @@ class BatchTables {
 
   /// The same for blocks from elsewhere; `blocks` are at least ceil(kv_len / block_size).
   int add(std::span<const BlockId> blocks, int kv_len, int q_len) {
-    check_row(blocks, kv_len, q_len);
+    check_row(blocks, kv_len, q_len, 0);
     const auto removed = std::find(is_free_.begin(), is_free_.begin() + num_rows_, 1);
     const int row = static_cast<int>(removed - is_free_.begin());
     require(row < options_.max_seqs, "BatchTables::add: sequences at most", options_.max_seqs, row + 1);
@@ -95,7 +96,7 @@ class BatchTables {
   void update(int row, const Sequence& sequence, int q_len) {
     require_block_size(sequence);
     require(is_free_[checked(row)] == 0, "BatchTables::update: row", "in use", "removed");
-    check_row(sequence.blocks(), sequence.size(), q_len);
+    check_row(sequence.blocks(), sequence.size(), q_len, this->q_len(row));
     write_row(row, sequence.blocks(), sequence.size(), q_len);
   }
 
@@ -189,8 +190,10 @@ class BatchTables {
       require(num_blocks == 0 ? last == 0 : last >= 1 && last <= options_.block_size, "RaggedTables: last_block_len",
               num_blocks == 0 ? "0" : "1 .. block_size", last);
       const auto first = static_cast<std::size_t>(in.kv_begin[static_cast<std::size_t>(row)]);
+      const std::int64_t kv_len = std::int64_t{max(num_blocks - 1, 0)} * options_.block_size + last;
+      require(kv_len <= std::numeric_limits<int>::max(), "RaggedTables: keys of one sequence", "below 2^31", kv_len);
       next.add_row(std::span(in.kv_block_ids).subspan(first, static_cast<std::size_t>(num_blocks)),
-                   max(num_blocks - 1, 0) * options_.block_size + last, length(in.q_begin, row));
+                   static_cast<int>(kv_len), length(in.q_begin, row));
     }
     *this = next;
   }
@@ -208,9 +211,12 @@ class BatchTables {
             options_.block_size, sequence.table().block_size());
   }
 
-  void check_row(std::span<const BlockId> blocks, int kv_len, int q_len) const {
+  void check_row(std::span<const BlockId> blocks, int kv_len, int q_len, int q_len_before) const {
     require(kv_len >= 0, "BatchTables: kv_len", "at least 0", kv_len);
     require(q_len >= 0 && q_len <= kv_len, "BatchTables: q_len at most kv_len", kv_len, q_len);
+    const std::int64_t num_queries = std::int64_t{num_tokens()} - q_len_before + q_len;
+    require(num_queries <= std::numeric_limits<int>::max(), "BatchTables: queries of all rows", "below 2^31",
+            num_queries);
     const int num_blocks = ceil_div(kv_len, options_.block_size);
     require(num_blocks <= options_.max_blocks_per_seq, "BatchTables: blocks of one sequence at most",
             options_.max_blocks_per_seq, num_blocks);

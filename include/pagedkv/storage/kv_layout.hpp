@@ -33,8 +33,10 @@ struct KvLayout {
   constexpr std::int64_t value_elements() const { return num_blocks * kv_heads * block_size * value_dim(); }
   constexpr std::int64_t layer_elements() const { return key_elements() + value_elements(); }
   constexpr std::int64_t num_elements() const { return num_layers * layer_elements(); }
+  static constexpr std::int64_t max_elements = std::int64_t{1} << 60;  // of up to 4 bytes: sizes in bytes fit, too
 
-  /// This layout. Throws InvalidArgument unless every count is at least 1 (num_blocks included).
+  /// This layout. Throws InvalidArgument unless every count is at least 1 (num_blocks included) and 64 bits hold every
+  /// size.
   const KvLayout& validated() const {
     require(num_layers >= 1, "KvLayout: num_layers", "at least 1", num_layers);
     require(num_blocks >= 1, "KvLayout: num_blocks", "at least 1", num_blocks);
@@ -42,6 +44,12 @@ struct KvLayout {
     require(block_size >= 1, "KvLayout: block_size", "at least 1", block_size);
     require(head_dim >= 1, "KvLayout: head_dim", "at least 1", head_dim);
     require(head_dim_v >= 0, "KvLayout: head_dim_v", "0 (like head_dim) or more", head_dim_v);
+    std::int64_t elements = 1;
+    for (const std::int64_t count : {std::int64_t{num_layers}, num_blocks, std::int64_t{kv_heads},
+                                     std::int64_t{block_size}, std::int64_t{head_dim} + value_dim()}) {
+      require(count <= max_elements / elements, "KvLayout: elements of all layers", "at most 2^60", "more");
+      elements *= count;
+    }
     return *this;
   }
 };
