@@ -7,13 +7,17 @@
 #include <span>
 #include <vector>
 
+#include "engine/bad_input.hpp"
+
 namespace engine {
 
-/// Natural logarithms of the softmax of `logits`, shifted by the scalar that is returned: log p = logit - result.
+/// The natural logarithm of the sum of exponentials: log p of a token is its logit less this. Throws BadInput if a logit
+/// is NaN or plus infinity, or all are minus infinity: weights can be so, and no token follows from it.
 inline double log_sum_exp(std::span<const float> logits) {
   const float highest = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const float x : logits) sum += std::exp(static_cast<double>(x - highest));
+  if (std::isnan(sum)) throw BadInput("logits of the model", "finite numbers", "not a number");
   return highest + std::log(sum);
 }
 

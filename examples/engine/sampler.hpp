@@ -22,10 +22,11 @@ class Sampler {
   };
 
   /// The rules in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p. `history` is prompt
-  /// and text so far, so its length is the position of the token to choose. Ties go to the lower id. O(vocab log
-  /// vocab).
+  /// and text so far, so its length is the position of the token to choose. Ties go to the lower id. Throws BadInput
+  /// where the logits are no numbers. O(vocab log vocab).
   Choice choose(std::span<const float> logits, std::span<const std::int32_t> history, const SamplingParams& params,
                 int sample) {
+    const double log_sum = log_sum_exp(logits);
     logits_.assign(logits.begin(), logits.end());
     penalise(history, params.repetition_penalty);
     const std::int32_t token =
@@ -33,7 +34,7 @@ class Sampler {
             ? static_cast<std::int32_t>(std::max_element(logits_.begin(), logits_.end()) - logits_.begin())
             : draw(params, uniform(params.seed, static_cast<std::uint32_t>(sample),
                                    static_cast<std::uint32_t>(history.size())));
-    return {.token = token, .logprob = logits[static_cast<std::size_t>(token)] - log_sum_exp(logits)};
+    return {.token = token, .logprob = logits[static_cast<std::size_t>(token)] - log_sum};
   }
 
  private:
@@ -68,11 +69,13 @@ class Sampler {
 
   // Fills candidates_, likeliest first.
   void keep_likely(const SamplingParams& params) {
-    const double highest = *std::max_element(logits_.begin(), logits_.end());
+    const float highest = *std::max_element(logits_.begin(), logits_.end());
+    const auto weight_of = [&](float logit) {  // a penalty may have made the highest infinite
+      return logit == highest ? 1 : std::exp((static_cast<double>(logit) - highest) / params.temperature);
+    };
     candidates_.clear();
     for (std::size_t i = 0; i < logits_.size(); ++i)
-      candidates_.push_back({.weight = std::exp((static_cast<double>(logits_[i]) - highest) / params.temperature),
-                             .token = static_cast<std::int32_t>(i)});
+      candidates_.push_back({.weight = weight_of(logits_[i]), .token = static_cast<std::int32_t>(i)});
     std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
       return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
     });

@@ -62,6 +62,8 @@ TEST_CASE("log_sum_exp does not overflow and ignores minus infinity") {
   CHECK(log_sum_exp(std::vector{0.f, 0.f}) == doctest::Approx(std::log(2.0)));
   CHECK(log_sum_exp(std::vector{1000.f, 1000.f}) == doctest::Approx(1000 + std::log(2.0)));
   CHECK(log_sum_exp(std::vector{-INFINITY, 3.f}) == doctest::Approx(3));
+  CHECK_THROWS_AS(log_sum_exp(std::vector{1.f, NAN, 3.f}), BadInput);
+  CHECK_THROWS_AS(log_sum_exp(std::vector{1.f, INFINITY}), BadInput);
 }
 
 TEST_CASE("a beam as wide as the tree finds what exhaustive search finds") {

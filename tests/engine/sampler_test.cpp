@@ -147,6 +147,16 @@ TEST_CASE("logits of minus infinity and huge ones do no harm") {
   const float inf = INFINITY;
   CHECK(counts({-inf, 0, -inf}, {.temperature = 1}) == std::map<std::int32_t, int>{{1, 4000}});
   CHECK(counts({1e30f, 0, -1e30f}, {.temperature = 0.1f}) == std::map<std::int32_t, int>{{0, 4000}});
+  // A penalty may push a logit beyond the range of float.
+  CHECK(choose({1, 2, 3e4f, 4}, {2}, {.temperature = 1, .repetition_penalty = 1e-38f}) == 2);
+}
+
+TEST_CASE("logits that are no numbers are an error, not a text") {
+  for (const float bad : {NAN, INFINITY})
+    for (const float temperature : {0.f, 1.f})
+      CHECK_THROWS_WITH_AS(choose({1, 2, bad, 4}, {}, {.temperature = temperature}),
+                           "logits of the model: finite numbers expected, not a number found", BadInput);
+  CHECK_THROWS_AS(choose({-INFINITY, -INFINITY}, {}, {}), BadInput);
 }
 
 TEST_CASE("parameters out of range are refused by name, with the range and the value") {
