@@ -1,11 +1,13 @@
 // generate: continues prompts with a model folder; without a prompt it shows what paging, sharing and caching do.
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <exception>
 #include <new>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "engine/bad_input.hpp"
@@ -19,8 +21,8 @@ namespace {
 using namespace engine;
 
 void print(const std::string& text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
+    throw BadInput("standard output", "room for the text", std::generic_category().message(errno));
 }
 
 // Runs the engine until it is idle and prints the one sample of `id` as it comes.
@@ -93,23 +95,27 @@ void complete(Session& session, const Options& options) {
   }
 }
 
+// One part of the demonstration.
+void show(Session& session, const char* title, const std::string& prompt, const SamplingParams& params, bool json) {
+  const int id = session.submit(prompt, params);
+  if (!json) print(std::string(title) + ":\n\n" + prompt);
+  if (!json && params.width() == 1) return stream(session, id);
+  session.engine().run();
+  const Request& request = session.engine().request(id);
+  if (json) return print_json(session, request, prompt);
+  print("\n");
+  print_branches(session, request);
+}
+
 void demonstrate(Session& session, const Options& options) {
   const std::string truth = "It is a truth universally acknowledged, that a single man";
   const std::string walk = "Elizabeth walked slowly towards the house,";
 
-  print("Greedy:\n\n" + truth);
-  stream(session, session.submit(truth, {.max_tokens = 80}));
-
-  print("\nFour samples that share the prompt's blocks (copy-on-write):\n\n" + walk + "\n");
-  const int samples =
-      session.submit(walk, {.max_tokens = 40, .n = 4, .temperature = 0.8f, .seed = options.sampling.seed});
-  session.engine().run();
-  print_branches(session, session.engine().request(samples));
-
-  print("\nBeam search of width 4, the prompt's full blocks found in the prefix cache:\n\n" + walk + "\n");
-  const int beams = session.submit(walk, {.max_tokens = 32, .beam_width = 4});
-  session.engine().run();
-  print_branches(session, session.engine().request(beams));
+  show(session, "Greedy", truth, {.max_tokens = 80}, options.json);
+  show(session, "\nFour samples that share the prompt's blocks (copy-on-write)", walk,
+       {.max_tokens = 40, .n = 4, .temperature = 0.8f, .seed = options.sampling.seed}, options.json);
+  show(session, "\nBeam search of width 4, the prompt's full blocks found in the prefix cache", walk,
+       {.max_tokens = 32, .beam_width = 4}, options.json);
 }
 
 int run(int argc, char** argv) {
@@ -122,7 +128,8 @@ int run(int argc, char** argv) {
   constexpr int demo_block_size = 4;  // so that short prompts fill some blocks
   Session session(options, is_demo ? demo_block_size : 16);
   if (is_demo) {
-    print("pagedkv: " + options.model.filename().string() + " on " + session.model().device() + "\n\n");
+    if (!options.json)
+      print("pagedkv: " + options.model.filename().string() + " on " + session.model().device() + "\n\n");
     demonstrate(session, options);
   } else {
     complete(session, options);

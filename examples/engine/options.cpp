@@ -2,9 +2,9 @@
 #include "engine/options.hpp"
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <fstream>
 #include <limits>
-#include <map>
 #include <string>
 
 #include "engine/bad_input.hpp"
@@ -25,6 +25,23 @@ void read_prompts(const std::string& path, std::vector<std::string>& prompts) {
   if (prompts.size() == num_before) throw BadInput("prompts-file", "at least one prompt in " + in_quotes(path), "0");
 }
 
+BackendKind backend_of(const std::string& name) {
+  if (name == "auto") return BackendKind::automatic;
+  if (name == "cpu") return BackendKind::cpu;
+  if (name == "cuda") return BackendKind::cuda;
+  throw BadInput("backend", "auto, cpu or cuda", in_quotes(name));
+}
+
+// CLI11 would wrap what is below 0 and clip what is too large.
+std::uint64_t seed_of(const std::string& text) {
+  std::uint64_t seed = 0;
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, seed);
+  if (error != std::errc{} || stop != end)
+    throw BadInput("seed", "0 to " + std::to_string(std::numeric_limits<std::uint64_t>::max()), in_quotes(text));
+  return seed;
+}
+
 void check_range(const char* name, int value, int lowest, int highest) {
   if (value < lowest || value > highest)
     throw BadInput(name, std::to_string(lowest) + " to " + std::to_string(highest), std::to_string(value));
@@ -35,12 +52,14 @@ void check_range(const char* name, int value, int lowest, int highest) {
 Options parse_options(int argc, const char* const* argv) {
   Options options;
   options.model = std::filesystem::path(PAGEDKV_MODELS_DIR) / "austen-5m";
-  std::string prompts_file;
+  std::string prompts_file, backend = "auto", seed = "0";
   bool no_prefix_cache = false;
   SamplingParams& sampling = options.sampling;
 
-  CLI::App app("Generates text with a Llama model in a Hugging Face folder. Without a prompt: a short demonstration.",
-               "generate");
+  CLI::App app(
+      "Generates text with a Llama model in a Hugging Face folder. Without a prompt: a short demonstration, with "
+      "lengths, widths and temperatures of its own.",
+      "generate");
   app.option_defaults()->always_capture_default();
   app.add_option("--model", options.model, "Folder with config.json, *.safetensors and tokenizer.json");
   app.add_option("--prompt", options.prompts, "Text to continue; may be given several times")->allow_extra_args(false);
@@ -53,13 +72,8 @@ Options parse_options(int argc, const char* const* argv) {
   app.add_option("--top-p", sampling.top_p, "Sample among the likeliest tokens that hold this probability");
   app.add_option("--min-p", sampling.min_p, "Sample among tokens at least this times as likely as the likeliest");
   app.add_option("--repetition-penalty", sampling.repetition_penalty, "Above 1: tokens seen before become less likely");
-  app.add_option("--seed", sampling.seed, "The same seed gives the same text")->check([](const std::string& text) {
-    return std::string(text.starts_with("-") ? "at least 0 expected" : "");
-  });
-  app.add_option("--backend", options.backend, "auto, cpu or cuda")
-      ->transform(CLI::Transformer(std::map<std::string, BackendKind>{
-          {"auto", BackendKind::automatic}, {"cpu", BackendKind::cpu}, {"cuda", BackendKind::cuda}}))
-      ->default_str("auto");
+  app.add_option("--seed", seed, "The same seed gives the same text")->type_name("UINT");
+  app.add_option("--backend", backend, "auto, cpu or cuda");
   app.add_option("--threads", options.num_threads, "Of the CPU back end; 0: one for each core");
   app.add_option("--block-size", options.block_size, "Tokens a KV block holds")->default_str("16");
   app.add_option("--kv-blocks", options.num_blocks, "Blocks in the KV pool; 0: chosen by the model and the memory");
@@ -67,6 +81,9 @@ Options parse_options(int argc, const char* const* argv) {
   app.add_flag("--no-prefix-cache", no_prefix_cache, "Do not keep the blocks of finished requests for later ones");
   app.add_flag("--stats", options.stats, "Print speed and memory at the end");
   app.add_flag("--json", options.json, "Print one JSON object for each text, then one with the statistics");
+  for (CLI::Option* const option : app.get_options())  // CLI11 takes an empty number for 0
+    if (option->get_name() != "--prompt")
+      option->check([](const std::string& text) { return std::string(text.empty() ? "a value expected" : ""); });
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
@@ -75,6 +92,8 @@ Options parse_options(int argc, const char* const* argv) {
   } catch (const CLI::ParseError& error) {
     throw BadInput("command line", "flags and values as in generate --help", in_quotes(error.what()));
   }
+  options.backend = backend_of(backend);
+  sampling.seed = seed_of(seed);
   sampling.validate();
   check_range("threads", options.num_threads, 0, 1024);
   check_range("block-size", options.block_size.value_or(16), 1, 1 << 16);

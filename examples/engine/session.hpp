@@ -58,7 +58,7 @@ class Session {
     if (num_blocks == 0)  // four sequences of full length, but no more than a quarter of the memory
       num_blocks = std::clamp(4 * std::int64_t{Engine::max_blocks_per_seq(config, block_size)}, std::int64_t{1},
                               std::max(std::int64_t{1}, memory / 4 / block_bytes));
-    if (num_blocks * block_bytes > memory)
+    if (num_blocks > memory / block_bytes)
       throw BadInput("kv-blocks", "at most " + std::to_string(memory / block_bytes) + " (this machine's memory)",
                      std::to_string(num_blocks));
     return {.num_blocks = static_cast<int>(num_blocks),

@@ -24,7 +24,8 @@ struct Outcome {
   std::string out, err;
 };
 
-Outcome generate(const std::vector<std::string>& arguments) {
+// `out`: where its text goes instead of into the outcome.
+Outcome generate(const std::vector<std::string>& arguments, const std::string& out = "") {
   const TempFolder folder;
   std::string command = PAGEDKV_GENERATE_PROGRAM;
   for (const std::string& argument : arguments) {
@@ -32,10 +33,10 @@ Outcome generate(const std::vector<std::string>& arguments) {
     for (const char c : argument) quoted += c == '\'' ? "'\\''" : std::string(1, c);
     command += " " + quoted + "'";
   }
-  command += " >" + (folder.path() / "out").string() + " 2>" + (folder.path() / "err").string();
+  command += " >" + (out.empty() ? (folder.path() / "out").string() : out) + " 2>" + (folder.path() / "err").string();
   const int status = std::system(command.c_str());
   return {.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1,
-          .out = read_file(folder.path() / "out"),
+          .out = out.empty() ? read_file(folder.path() / "out") : "",
           .err = read_file(folder.path() / "err")};
 }
 
@@ -141,6 +142,21 @@ TEST_CASE("--json prints one object for each sequence, then the statistics") {
   CHECK(lines[6]["stats"]["block_copies"].get<int>() > 0);
 }
 
+TEST_CASE("--json holds for the demonstration, too: nothing but objects") {
+  const auto lines = json_lines(generate({"--json", "--backend", "cpu"}).out);
+  REQUIRE(lines.size() == 10);  // one text, four samples, four beams, the statistics
+  for (std::size_t i = 0; i < 9; ++i) CHECK(lines[i]["request"] == (i + 3) / 4);
+  CHECK(lines[9]["stats"]["cached_tokens"] == 8);
+}
+
+TEST_CASE("a text that does not get out is an error") {
+  for (const char* flag : {"--help", "--json", "--stats"}) {
+    const Outcome outcome = generate({"--prompt", "Emma", "--max-tokens", "2", "--backend", "cpu", flag}, "/dev/full");
+    CHECK(outcome.exit_code == 2);
+    CHECK(outcome.err == "generate: standard output: room for the text expected, No space left on device found\n");
+  }
+}
+
 TEST_CASE("--beam prints the recorded beams") {
   const auto expected = pagedkv_test::golden("beam.json")["cases"][0]["sequences"];
   const Outcome outcome =
@@ -179,9 +195,13 @@ TEST_CASE("bad flags and values are refused by name") {
   check_refused({"word"}, {"word"});
   check_refused({"--n", "many"}, {"--n", "many"});
   check_refused({"--n"}, {"--n"});
-  check_refused({"--seed", "-1"}, {"--seed: at least 0 expected"});
+  for (const char* seed : {"-1", " -1", "18446744073709551616", "1.5"})
+    check_refused({"--seed", seed}, {"seed: 0 to 18446744073709551615 expected"});
   check_refused({"--n", "99999999999999999999"}, {"--n"});
-  check_refused({"--backend", "abacus"}, {"--backend", "abacus"});
+  for (const char* backend : {"abacus", "0", "1", "-7", "CPU"})
+    check_refused({"--backend", backend}, {"backend: auto, cpu or cuda expected", backend});
+  for (const char* flag : {"--model", "--prompts-file", "--temperature", "--kv-blocks", "--seed", "--backend"})
+    check_refused({flag, ""}, {flag, "a value expected"});
   check_refused({"--n", "0"}, {"n: at least 1 expected, 0 found"});
   check_refused({"--beam", "-3"}, {"beam: at least 0 expected, -3 found"});
   check_refused({"--beam", "2", "--n", "2"}, {"n: 1 with beam search expected, 2 found"});
@@ -220,6 +240,14 @@ TEST_CASE("missing and damaged files are refused by name") {
   folder.write("config.json", config);
   folder.write("model.safetensors", weights);
   check_refused({"--model", path}, {"model.embed_tokens.weight", "512", "256"});
+
+  auto huge = nlohmann::json::parse(config);  // whose pool has more bytes than a 64-bit number counts
+  huge["num_hidden_layers"] = 1 << 14;
+  huge["num_attention_heads"] = huge["num_key_value_heads"] = 1 << 12;
+  huge["head_dim"] = 1 << 16;
+  folder.write("config.json", huge.dump());
+  check_refused({"--model", path, "--block-size", "65536", "--kv-blocks", "2147483646"},
+                {"kv-blocks: at most 0 (this machine's memory) expected, 2147483646 found"});
 }
 
 TEST_CASE("prompts that can never be served are refused with both numbers") {
