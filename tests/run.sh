@@ -24,7 +24,7 @@ suite() {
   echo "== $preset"
   mkdir -p build
   rm -f "$report"
-  cmake --preset "$preset" -G Ninja >"$log" 2>&1 && cmake --build --preset "$preset" -- -k 0 >>"$log" 2>&1
+  cmake --preset "$preset" >"$log" 2>&1 && cmake --build --preset "$preset" -- -k 0 >>"$log" 2>&1
   if [ $? -ne 0 ]; then
     grep -E -A 12 'error|FAILED|CMake Error' "$log" | head -n 80
     notes+=("failed: the build of preset $preset (build/$preset.log)")
