@@ -111,7 +111,9 @@ requires(requires { B::space; }) struct ChainSpace<A, B> {
 }  // namespace detail
 
 /// Both rules: logits pass through `a`, then `b`; a key must be visible to both; key ranges are intersected; priors add
-/// up in the denominator. Rules that widen (a window that also keeps the first tokens) are one rule, not a chain.
+/// up in the denominator. Rules that widen (a window that also keeps the first tokens) are one rule, not a chain. The
+/// ranges of two windows may name keys that nobody sees; where their blocks have been dropped, cuda::prefill needs ids
+/// outside the pool, as Sequence::release_before leaves them.
 template <AttentionVariant A, AttentionVariant B>
 struct Chain : detail::ChainSpace<A, B> {
   A a;

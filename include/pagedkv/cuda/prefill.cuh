@@ -84,7 +84,8 @@ void launch_prefill(const Problem& problem, const V& variant, cudaStream_t strea
 }  // namespace detail
 
 /// Ragged queries against paged keys (FlashAttention-2, arXiv:2307.08691), any block size and both orders of a pool.
-/// Made for many queries a sequence; one or none is right, too, but wastes most of a tile of 64.
+/// Made for many queries a sequence; one or none is right, too, but wastes most of a tile of 64. Rows of a tile multiply the
+/// same values, hidden ones by 0: an Inf or NaN in V of a live key makes NaN of rows that do not see it, too.
 ///   HeadDim, HeadDimV   multiples of 16 up to 256, of K and of V; q, K, V and out all bf16 or all f16
 ///   workspace           says which GPU; its memory is not used
 /// Enqueues one kernel on `stream`; never allocates, never synchronises (so it can be captured in a graph; lengths and

@@ -47,7 +47,8 @@ struct WorkspaceOptions {
 
 /// Belongs to the device that was current when it was made, and to one stream at a time: calls that share a workspace
 /// must be ordered. Making one allocates and synchronises; using one does neither (a host that is num_buffers uploads
-/// ahead waits for the oldest). Addresses never change, so a captured graph stays valid and sees each new upload.
+/// ahead waits for the oldest). Addresses never change, so a captured graph stays valid and sees each new upload; so does
+/// every view that an earlier upload returned: enqueue what reads one batch before uploading the next, or use two.
 class Workspace {
  public:
   /// Throws InvalidArgument on a capacity below 1, CudaError where memory runs out.
