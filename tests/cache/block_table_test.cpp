@@ -36,6 +36,10 @@ TEST_CASE("positions outside the table are refused") {
   table.append(std::array{BlockId{5}});
   CHECK_THROWS_AS(static_cast<void>(table.slot(-1)), InvalidArgument);
   CHECK_THROWS_AS(static_cast<void>(table.slot(4)), InvalidArgument);
+  CHECK_THROWS_AS(table.replace(1, BlockId{6}), InvalidArgument);
+  CHECK_THROWS_AS(table.replace(-1, BlockId{6}), InvalidArgument);
+  CHECK_THROWS_AS(table.truncate(2), InvalidArgument);
+  CHECK_THROWS_AS(table.truncate(-1), InvalidArgument);
   table.truncate(0);
   CHECK_THROWS_AS(static_cast<void>(table.slot(0)), InvalidArgument);
   CHECK_THROWS_AS(BlockTable{0}, InvalidArgument);

@@ -360,6 +360,9 @@ TEST_CASE("wrong calls are refused before any change") {
   const auto admit = [&](const Tokens& tokens, Sequence& s, StepPlan& step, const AdmitOptions& options = {}) {
     static_cast<void>(server.cache.admit(tokens, s, step, options));
   };
+  const Tokens one{7};
+  const std::span longest(one.data(), (std::size_t{1} << 32) + 1);  // its length alone is looked at
+  CHECK_THROWS_AS(static_cast<void>(server.cache.admit(longest, empty, server.step)), InvalidArgument);
   CHECK_THROWS_AS(admit(iota(5), foreign, server.step), InvalidArgument);
   CHECK_THROWS_AS(admit(iota(5), used, server.step), InvalidArgument);
   CHECK_THROWS_AS(admit({}, empty, server.step), InvalidArgument);

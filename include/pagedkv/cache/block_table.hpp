@@ -35,12 +35,18 @@ class BlockTable {
   }
 
   void append(std::span<const BlockId> blocks) { blocks_.insert(blocks_.end(), blocks.begin(), blocks.end()); }
-  void replace(int index, BlockId block) { blocks_[static_cast<std::size_t>(index)] = block; }
+  void replace(int index, BlockId block) {
+    require(index >= 0 && index < num_blocks(), "BlockTable::replace: index below", num_blocks(), index);
+    blocks_[static_cast<std::size_t>(index)] = block;
+  }
   void reserve(int num_blocks) {  // grows geometrically, like append itself
     const auto wanted = static_cast<std::size_t>(num_blocks);
     if (wanted > blocks_.capacity()) blocks_.reserve(std::max(wanted, 2 * blocks_.capacity()));
   }
-  void truncate(int num_blocks) { blocks_.resize(static_cast<std::size_t>(num_blocks), BlockId::none); }
+  void truncate(int num_kept) {
+    require(num_kept >= 0 && num_kept <= num_blocks(), "BlockTable::truncate: blocks at most", num_blocks(), num_kept);
+    blocks_.resize(static_cast<std::size_t>(num_kept));
+  }
 
  private:
   int block_size_;

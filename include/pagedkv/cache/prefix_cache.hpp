@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -58,13 +59,15 @@ class BasicPrefixCache {
   /// Starts the empty sequence with the longest cached prefix of `tokens` (at most all but the last one: its query must
   /// be computed) and appends the rest. One transaction: a refusal leaves every bit of state as it was, the eviction
   /// order included, and no eviction takes a block that this call has matched. `never` means that the tokens alone
-  /// exceed the pool. O(tokens).
+  /// exceed the pool. O(tokens); with partial_blocks also O(continuations of the last whole block that is hit).
   Admission admit(std::span<const std::int32_t> tokens, Sequence& sequence, StepPlan& plan,
                   const AdmitOptions& options = {}) {
     require(&sequence.allocator() == &allocator_, "PrefixCache::admit: sequence", "of the same allocator",
             "of another");
     require(sequence.size() == 0, "PrefixCache::admit: sequence.size()", 0, sequence.size());
     require(!tokens.empty(), "PrefixCache::admit: tokens", "at least 1", 0);
+    require(std::ssize(tokens) <= std::numeric_limits<int>::max(), "PrefixCache::admit: tokens", "below 2^31",
+            tokens.size());
     require(options.max_append >= 1, "PrefixCache::admit: max_append", "at least 1", options.max_append);
     require(options.watermark >= 0, "PrefixCache::admit: watermark", "at least 0", options.watermark);
     const PrefixScope scope = options.scope();
