@@ -31,9 +31,22 @@ fi
 has_nvcc() { command -v nvcc >/dev/null 2>&1; }
 has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 
+# compiles_cuda: an nvcc may be too old for C++20 or for this machine's g++.
+compiles_cuda() {
+  local folder result=0
+  folder=$(mktemp -d)
+  echo '__global__ void probe_kernel() {}' >"$folder/probe.cu"
+  nvcc -std=c++20 -c "$folder/probe.cu" -o "$folder/probe.o" >/dev/null 2>&1 || result=1
+  rm -r "$folder"
+  return $result
+}
+
 # cuda_settings: the CMake settings for a program that is built to run here: the GPU it has, or no CUDA at all.
 cuda_settings() {
   if ! { has_nvcc && has_gpu; }; then
+    echo "-DPAGEDKV_CUDA=OFF"
+  elif ! compiles_cuda; then
+    echo "Not using the GPU: $(command -v nvcc) does not compile C++20 with the compiler it finds here" >&2
     echo "-DPAGEDKV_CUDA=OFF"
   elif [ "$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)" = "9.0" ]; then
     echo "-DPAGEDKV_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90a"

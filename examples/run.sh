@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the reference engine and generates text with the embedded model: on the GPU if there is one, else on the CPU.
+# Builds the reference engine and generates text with the embedded model: on a GPU where nvcc is too, else
+# on the CPU.
 # Arguments go to the program (try --help); without any it shows the demo.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
