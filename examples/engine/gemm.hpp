@@ -1,5 +1,6 @@
 // Matrix products on the CPU: each output element is one chain of multiply-adds over k, whatever the batch and the
-// threads, so a row's bits never depend on the company it is computed in.
+// threads, so a row's bits never depend on the company it is computed in. A BLAS gives no such promise: it chooses
+// kernels by shape. That is why none is used here.
 #pragma once
 
 #include <algorithm>
