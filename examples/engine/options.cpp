@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/bad_input.hpp"
+#include "engine/utf8.hpp"
 
 namespace engine {
 
@@ -18,7 +19,12 @@ void read_prompts(const std::string& path, std::vector<std::string>& prompts) {
   std::ifstream file(path, std::ios::binary);
   if (!file || std::filesystem::is_directory(path)) throw BadInput("prompts-file", "a readable file", in_quotes(path));
   const std::size_t num_before = prompts.size();
+  int number = 0;
   for (std::string line; std::getline(file, line);) {
+    ++number;
+    if (const std::size_t bad = utf8::find_invalid(line); bad != std::string::npos)
+      throw BadInput("prompts-file: line " + std::to_string(number), "valid UTF-8",
+                     "a broken character at byte " + std::to_string(bad));
     if (!line.empty() && line.back() == '\r') line.pop_back();
     if (!line.empty()) prompts.push_back(line);
   }

@@ -228,6 +228,9 @@ TEST_CASE("missing and damaged files are refused by name") {
   check_refused({"--prompts-file", path}, {"prompts-file", "a readable file expected"});
   folder.write("empty", "\n\n");
   check_refused({"--prompts-file", path + "/empty"}, {"prompts-file", "at least one prompt", "0 found"});
+  folder.write("broken", "Emma\r\n\nbad \xff");
+  check_refused({"--prompts-file", path + "/broken"},
+                {"prompts-file: line 3: valid UTF-8 expected, a broken character at byte 4 found"});
 
   for (const char* name : {"config.json", "tokenizer.json"})
     folder.write(name, read_file(pagedkv_test::austen_dir() / name));
