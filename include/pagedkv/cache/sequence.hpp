@@ -135,7 +135,8 @@ class Sequence {
   }
 
   /// Drops the blocks that lie wholly before `position`, behind a sliding window: their entries become BlockId::none,
-  /// which no kernel may read. `position` is at most num_committed(). Never fails for lack of blocks.
+  /// which no kernel may read. Not for a window with sink tokens, whose first blocks stay visible. `position` is at most
+  /// num_committed(). Never fails for lack of blocks.
   void release_before(int position) {
     require(position >= 0 && position <= num_committed(), "Sequence::release_before: position at most", num_committed(),
             position);
