@@ -21,8 +21,8 @@ struct AdmitOptions {
   bool partial_blocks = false;  // also take the matching first rows of a block, by copying them
   bool skip_lookup = false;     // compute everything (e.g. logits of all tokens are wanted); not counted as a miss
   int max_append = std::numeric_limits<int>::max();  // append at most this many tokens now, >= 1; the rest by append()
-  int watermark = 0;                                 // blocks that must remain available afterwards; 0 when nothing else runs,
-                                                     // else a prompt of nearly the whole pool is told `later` for ever
+  int watermark = 0;  // blocks that must remain available afterwards; 0 when nothing else runs,
+                      // else a prompt of nearly the whole pool is told `later` for ever
 
   PrefixScope scope() const { return {.salt = salt, .model = model, .adapter = adapter, .extras = extras}; }
 };
