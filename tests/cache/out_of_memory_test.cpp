@@ -7,9 +7,9 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
-#include <numeric>
 #include <vector>
 
+#include "cache/tokens.hpp"
 #include "pagedkv/cache/prefix_cache.hpp"
 
 namespace {
@@ -32,14 +32,6 @@ std::size_t largest_allocation = 0;
 using namespace pagedkv;
 
 namespace {
-
-using Tokens = std::vector<std::int32_t>;
-
-Tokens iota(int count) {
-  Tokens tokens(static_cast<std::size_t>(count));
-  std::iota(tokens.begin(), tokens.end(), 0);
-  return tokens;
-}
 
 /// Six blocks; three of them may be idle with the tokens 0 .. 11.
 struct World {

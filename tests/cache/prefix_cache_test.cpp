@@ -4,23 +4,15 @@
 #include <doctest/doctest.h>
 
 #include <array>
-#include <numeric>
 #include <optional>
 #include <vector>
 
 #include "cache/death.hpp"
+#include "cache/tokens.hpp"
 
 using namespace pagedkv;
 
 namespace {
-
-using Tokens = std::vector<std::int32_t>;
-
-Tokens iota(int count, int first = 0) {
-  Tokens tokens(static_cast<std::size_t>(count));
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
 
 /// A pool with a prefix cache; a request is admitted, computed and published in one call.
 template <class Cache = PrefixCache>

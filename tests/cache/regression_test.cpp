@@ -1,23 +1,15 @@
 // Failures that paged caches elsewhere have had, at the seam between allocator and scheduler, each as a named test.
 #include <doctest/doctest.h>
 
-#include <numeric>
 #include <vector>
 
+#include "cache/tokens.hpp"
 #include "pagedkv/cache/batch_tables.hpp"
 #include "pagedkv/cache/prefix_cache.hpp"
 
 using namespace pagedkv;
 
 namespace {
-
-using Tokens = std::vector<std::int32_t>;
-
-Tokens iota(int count, int first = 0) {
-  Tokens tokens(static_cast<std::size_t>(count));
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
 
 template <class Cache>
 Admitted serve(Cache& cache, const Tokens& tokens, Sequence& sequence, StepPlan& step) {
