@@ -1,0 +1,59 @@
+// launch(): how every kernel of the library is put on a stream; Launch says whether it may overlap the one in front.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <string_view>
+#include <type_traits>
+
+#include "pagedkv/cuda/error.cuh"
+
+namespace pagedkv {
+inline namespace v0 {
+namespace cuda {
+
+/// May a kernel start before the kernel in front of it on its stream has ended? With `overlap_previous` (programmatic
+/// dependent launch, from compute capability 9.0 on; elsewhere the same as after_previous) it starts early and waits
+/// before it reads Q, K or V or writes anything. Block tables, lengths and slots it reads at once: they must come from
+/// an upload or from a kernel that ended before any overlapping launch behind it.
+enum class Launch { after_previous, overlap_previous };
+
+struct LaunchShape {
+  dim3 grid;
+  int threads;
+  std::size_t shared_bytes = 0;
+};
+
+namespace detail {
+
+inline bool can_overlap() {
+  int device = 0, major = 0;
+  check(cudaGetDevice(&device), "launch");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "launch");
+  return major >= 9;
+}
+
+}  // namespace detail
+
+/// Enqueues `kernel(arguments...)`. Shared memory beyond 48 KiB must have been asked for with cudaFuncSetAttribute.
+/// Throws CudaError, with `what` in front, where the launch fails.
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Launch mode, cudaStream_t stream,
+            std::string_view what, const std::type_identity_t<Parameters>&... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = mode == Launch::overlap_previous && detail::can_overlap() ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+}
+
+}  // namespace cuda
+}  // namespace v0
+}  // namespace pagedkv
