@@ -26,7 +26,7 @@
 namespace pagedkv_test {
 
 struct Index {
-  unsigned x;
+  unsigned x, y = 0, z = 0;
 };
 inline CtaEmulator emulator;
 inline Index emulated_cta{0}, emulated_grid{1};
@@ -84,6 +84,9 @@ T __shfl_xor_sync(unsigned, T mine, int mask) {
 namespace pagedkv {
 inline namespace v0 {
 namespace ptx {
+
+inline void launch_dependents() {}  // one kernel at a time: there is none to let go, none to wait for
+inline void wait_for_previous_kernel() {}
 
 inline void cp_async_16(void* shared, const void* global, bool live) {
   pagedkv_test::emulator.start_copy(shared, live ? global : nullptr);

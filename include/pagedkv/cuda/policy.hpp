@@ -44,6 +44,18 @@ struct PrefillPolicy {
   friend constexpr bool operator==(const PrefillPolicy&, const PrefillPolicy&) = default;
 };
 
+/// copy_blocks, store_kv and gather_kv: CTAs that move tiles of pieces, 16 bytes each where everything is aligned.
+struct MovePolicy {
+  int threads;            // of a CTA
+  int pieces_per_thread;  // in flight: all are loaded before the first is stored
+  int max_ctas;           // of copy_blocks: behind it CTAs take several layers, so that dead copies cost little
+
+  friend constexpr bool operator==(const MovePolicy&, const MovePolicy&) = default;
+};
+
+/// One row serves every GPU. Tiles of 8 KiB: 1 MB fills the SMs of an H200 with one CTA each.
+constexpr MovePolicy choose_move() { return {.threads = 128, .pieces_per_thread = 4, .max_ctas = 1 << 14}; }
+
 /// One row serves every GPU: this kernel is the readable second opinion, not the fast one. H200, bf16, head_dim 128, 32
 /// query and 8 KV heads, 2026-11: 64 sequences of 8,192 keys 2.25 ms, 21% of what the GPU can read; 1 of 1,024 keys 40 us.
 /// split_keys 256: 2.58 ms and 74 us; 64: 2.53 ms and 24 us, but 1 of 65,536 keys 529 us instead of 402 us.
