@@ -9,6 +9,7 @@
 
 namespace {
 
+using pagedkv::cuda::BoxedTile;
 using pagedkv::cuda::SwizzledTile;
 
 constexpr int rows = 64;
@@ -45,6 +46,35 @@ void check_width() {
   }
 }
 
+template <int Columns, int BoxRows>
+void check_boxes() {
+  CAPTURE(Columns);
+  CAPTURE(BoxRows);
+  using Tile = BoxedTile<Columns, BoxRows>;
+  std::set<int> offsets;
+  for (int row = 0; row < rows; ++row) {
+    for (int column = 0; column < Columns; ++column) {
+      offsets.insert(Tile::offset(row, column));
+      CHECK(Tile::offset(row, column) / Tile::box_elements == row / BoxRows);  // never leaves its box
+    }
+  }
+  CHECK(offsets.size() == rows * Columns);
+  for (int row = 0; row < rows; row += 8) {
+    for (int column = 0; column < Columns; column += 8) {
+      std::set<int> read;
+      for (int i = 0; i < 8; ++i) read.insert(bank_group(Tile::offset(row + i, column)));
+      CHECK(read.size() == 8);  // one 8x8 matrix of ldmatrix
+    }
+  }
+  CHECK(2 * Tile::box_elements % Tile::alignment == 0);  // each box begins where the permutation does
+}
+
+template <int... Sixteens>
+void check_boxes_of_any_width(std::integer_sequence<int, Sixteens...>) {
+  (check_boxes<16 * (Sixteens + 1), 8>(), ...);
+  (check_boxes<16 * (Sixteens + 1), 16>(), ...);
+}
+
 template <int... Eights>
 void check_widths(std::integer_sequence<int, Eights...>) {
   (check_width<8 * (Eights + 1)>(), ...);
@@ -54,6 +84,10 @@ void check_widths(std::integer_sequence<int, Eights...>) {
 
 TEST_CASE("a swizzled tile of any width up to 256 is a permutation without bank conflicts") {
   check_widths(std::make_integer_sequence<int, 32>{});
+}
+
+TEST_CASE("a tile of boxes of any width up to 256 is a permutation without bank conflicts") {
+  check_boxes_of_any_width(std::make_integer_sequence<int, 16>{});
 }
 
 TEST_CASE("a tile without the swizzle would conflict: the counting can fail") {

@@ -33,6 +33,31 @@ struct SwizzledTile {
   }
 };
 
+/// Columns of 16-bit elements that TMA permutes together: 128, 64 or 32 bytes, whatever divides the row.
+PAGEDKV_HD constexpr int slab_columns(int columns) { return columns % 64 == 0 ? 64 : columns % 32 == 0 ? 32 : 16; }
+
+/// A tile as TMA lays it down, `Columns` wide (a multiple of 16): box after box of `BoxRows` rows (a multiple of 8), in a
+/// box slab after slab of slab_columns(Columns).
+///
+/// A slab is a SwizzledTile: TMA's swizzle modes XOR the number of a 16-byte chunk with the address in steps of 128
+/// bytes, which is the same permutation where a slab begins at a multiple of its 8 rows. So every box must.
+template <int Columns, int BoxRows>
+struct BoxedTile {
+  static_assert(Columns > 0 && Columns % 16 == 0, "a slab is 16, 32 or 64 columns wide");
+  static_assert(BoxRows > 0 && BoxRows % 8 == 0, "the permutation repeats every 8 rows");
+
+  using Slab = SwizzledTile<slab_columns(Columns)>;
+  static constexpr int columns_per_slab = slab_columns(Columns);
+  static constexpr int box_elements = BoxRows * Columns;
+  static constexpr int alignment = 8 * 2 * columns_per_slab;  // of the tile's start, in bytes
+
+  /// Offset in elements of (row, column) from the tile's start.
+  PAGEDKV_HD static constexpr int offset(int row, int column) {
+    return row / BoxRows * box_elements + column / columns_per_slab * (BoxRows * columns_per_slab) +
+           Slab::offset(row % BoxRows, column % columns_per_slab);
+  }
+};
+
 }  // namespace cuda
 }  // namespace v0
 }  // namespace pagedkv
