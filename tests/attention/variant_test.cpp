@@ -89,8 +89,16 @@ TEST_CASE("key ranges intersect, and two-piece ranges cover what both hold") {
     const auto piece = [bits](int shift) { return KeyRange{(bits >> shift) & 7, ((bits >> (shift + 3)) & 7) + 1}; };
     const KeyRanges a{piece(0), no_keys}, b{{0, 2}, {max(2, piece(6).begin), piece(6).end}};
     const KeyRanges both = intersect(a, b);
-    bool covered = true;
-    for (int key = 0; key < 9; ++key) covered &= !(a.contains(key) && b.contains(key)) || both.contains(key);
+    const KeyRanges exact = overlap(a, b);  // at most two pieces, because `a` has one
+    bool covered = true, equal = true;
+    for (int key = 0; key < 9; ++key) {
+      covered &= !(a.contains(key) && b.contains(key)) || both.contains(key);
+      equal &= exact.contains(key) == (a.contains(key) && b.contains(key));
+    }
     CHECK(covered);
+    CHECK(equal);
   }
+  const KeyRanges three_pieces = overlap({{0, 5}, {8, 20}}, {{0, 1}, {3, 20}});
+  CHECK(three_pieces.first == KeyRange{0, 5});  // the gap of two keys is named, that of three is not
+  CHECK(three_pieces.second == KeyRange{8, 20});
 }

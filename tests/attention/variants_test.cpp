@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <string>
 
@@ -18,13 +19,31 @@ namespace {
 
 constexpr std::array slopes{0.5f, 0.25f}, sinks{1.f, -1.f};
 
+// Five drafts behind four keys: two children of the first draft, a grandchild, and one draft that sees nothing of the tree.
+// Margins, because the tests below also ask for queries that no call would bring.
+constexpr std::array<std::uint64_t, 24> rows_around_a_tree{0, 1,       2,       3,       4,       5, 6,
+                                                           7, 0b00001, 0b00011, 0b00101, 0b01011, 0};
+constexpr std::array<std::int32_t, 1> tree_kv_len{9};
+constexpr std::array<std::int32_t, 2> tree_query_begin{0, 5};
+constexpr int first_draft = 4;
+
+TreeMask<> small_tree() {
+  return {.tables = {.block_ids = {},
+                     .kv_len = dense_view(tree_kv_len.data(), {1}),
+                     .query_begin = dense_view(tree_query_begin.data(), {2})},
+          .sees = rows_around_a_tree.data() + 8};
+}
+
 // Calls f(name, rule) for every rule and chain of two, with windows and sink tokens from 0 to beyond the sequence.
 template <class F>
 void for_each_rule(F&& f) {
   for (const int window : {0, 1, 2, 5, std::numeric_limits<int>::max()}) {
     for (const int sink_tokens : {0, 1, 3, 100}) {
-      const Rules<Space::host> rules{
-          .slopes = slopes.data(), .sinks = sinks.data(), .window = window, .sink_tokens = sink_tokens};
+      const Rules<Space::host> rules{.slopes = slopes.data(),
+                                     .sinks = sinks.data(),
+                                     .window = window,
+                                     .sink_tokens = sink_tokens,
+                                     .tree = small_tree()};
       const std::string arguments = " window " + std::to_string(window) + " sinks " + std::to_string(sink_tokens);
       rules.for_each([&](const std::string& name, const auto& rule) { f(name + arguments, AnyRule(rule)); });
       rules.for_each_chain([&](const std::string& first, const std::string& second, const auto& rule) {
@@ -81,13 +100,14 @@ TEST_CASE("no bound of keys moves back when the query moves on") {
   });
 }
 
-TEST_CASE("cover of two queries covers what every query between them sees, and touches every tile with such a key") {
+TEST_CASE("seen_keys of a tile of queries covers what any of them sees, and touches every tile with such a key") {
   for_each_rule([](const std::string& name, const AnyRule& rule) {
-    bool covered = true, touched = true;
+    bool covered = true, touched = true, ordered = true;
     const int num_keys = 9;
     for (int begin = first_query; begin <= last_query(num_keys); ++begin) {
       for (int end = begin; end <= last_query(num_keys); ++end) {
-        const KeyRanges keys = cover(rule.keys(begin, num_keys), rule.keys(end, num_keys));
+        const KeyRanges keys = seen_keys(rule, begin, end, num_keys);
+        ordered &= keys.first.empty() || keys.second.empty() || keys.second.begin >= keys.first.end;
         for (int query = begin; query <= end; ++query) {
           for (int key = 0; key < num_keys; ++key) {
             if (!visible(rule, query, key)) continue;
@@ -99,10 +119,42 @@ TEST_CASE("cover of two queries covers what every query between them sees, and t
     }
     CHECK_MESSAGE(covered, name);
     CHECK_MESSAGE(touched, name);
+    CHECK_MESSAGE(ordered, name);
   });
 }
 
-TEST_CASE("single rules name exactly their visible keys, so that no tile is computed in vain") {
+TEST_CASE("a draft sees every key before the tree and, of the tree, what its bits say") {
+  const TreeMask<> tree = small_tree();
+  const std::array<const char*, 5> expected{"111110000", "111111000", "111110100", "111111010", "111100000"};
+  for (int draft = 0; draft < 5; ++draft) {
+    std::string seen;
+    for (int key = 0; key < 9; ++key) seen += tree.visible({first_draft + draft, key, 0, 0}) ? '1' : '0';
+    CHECK(seen == expected[static_cast<std::size_t>(draft)]);
+  }
+}
+
+TEST_CASE("64 drafts have a bit each; one behind them is seen by nobody") {
+  const std::array<std::int32_t, 2> kv_len{100, 70};
+  const std::array<std::int32_t, 3> query_begin{0, 3, 73};
+  std::array<std::uint64_t, 73> sees{};
+  sees.fill(~std::uint64_t{0});
+  const TreeMask<> tree{.tables = {.block_ids = {},
+                                   .kv_len = dense_view(kv_len.data(), {2}),
+                                   .query_begin = dense_view(query_begin.data(), {3})},
+                        .sees = sees.data()};
+  for (const int query : {0, 63, 69}) {
+    CHECK(tree.visible({query, 0, 0, 1}));
+    CHECK(tree.visible({query, 63, 0, 1}));
+    CHECK_FALSE(tree.visible({query, 64, 0, 1}));
+    CHECK_FALSE(tree.visible({query, 69, 0, 1}));
+  }
+  sees[3 + 5] = std::uint64_t{1} << 63;
+  CHECK(tree.visible({5, 63, 0, 1}));
+  CHECK_FALSE(tree.visible({5, 5, 0, 1}));
+  CHECK(tree.visible({99, 96, 0, 0}));
+}
+
+TEST_CASE("rules without bits name exactly their visible keys, so that no tile is computed in vain") {
   const Rules<Space::host> rules{.slopes = slopes.data(), .sinks = sinks.data(), .window = 3, .sink_tokens = 2};
   rules.for_each([](const std::string& name, const auto& rule) {
     for (int query = first_query; query <= 12; ++query) {

@@ -167,20 +167,34 @@ TEST_CASE("blocks that a window has dropped are not looked up") {
   CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
 }
 
-TEST_CASE("blocks that a chain of windows has dropped may be gone, though the chain names some of their keys") {
+TEST_CASE(
+    "blocks that a chain of windows has dropped may be gone, also where the chain has to name some of their keys") {
   ProblemShape shape = long_shape(8);
   shape.q_len = {3};
   shape.kv_len = {150};
   shape.block_size = 4;
   GeneratedProblem<float> generated(shape);
+  const auto drop = [&](int first_key, int end) {  // whole blocks in between
+    for (int block = ceil_div(first_key, 4); block < end / 4; ++block)
+      generated.block_ids[static_cast<std::size_t>(block)] = block % 2 ? -1 : std::numeric_limits<std::int32_t>::max();
+  };
+  const auto seen = [&](const auto& windows) { return seen_keys(windows, 147, 149, 150); };
+
   const auto windows = chain(SlidingWindow{.window = 60, .sink_tokens = 3}, SlidingWindow{.window = 20});
-  const int oldest = 150 - 3 - 20 + 1;  // of the first query
-  REQUIRE(windows.keys(149, 150).contains(oldest - 5));
-  const Expected expected = expected_of(generated, windows);
-  for (int block = 0; block < oldest / 4; ++block)
-    generated.block_ids[static_cast<std::size_t>(block)] = block % 2 ? -1 : std::numeric_limits<std::int32_t>::max();
+  const auto wide =
+      chain(SlidingWindow{.window = 20, .sink_tokens = 60}, SlidingWindow{.window = 120, .sink_tokens = 2});
+  REQUIRE(seen(wide).contains(20));  // between the sinks that both keep and the oldest key of the longer window
+  const Expected of_wide = expected_of(generated, wide), of_windows = expected_of(generated, windows);
+  drop(2, 147 - 120 + 1);
+  drop(60, 147 - 20 + 1);
+  cpu::attend(generated.problem(), wide, cpu::InlineExecutor{}, small_tiles);
+  CHECK(mismatch(generated, of_wide, out_tolerance<float>()) == "");
+
+  REQUIRE_FALSE(seen(windows).contains(147 - 20));
+  drop(0, 147 - 20 + 1);
+  generated.clear_outputs();
   cpu::attend(generated.problem(), windows, cpu::InlineExecutor{}, small_tiles);
-  CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+  CHECK(mismatch(generated, of_windows, out_tolerance<float>()) == "");
 
   cpu::attend(generated.problem(), Causal{}, cpu::InlineExecutor{}, small_tiles);  // sees what is gone
   CHECK(std::isnan(generated.lse[generated.margin]));

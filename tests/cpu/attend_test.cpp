@@ -29,7 +29,7 @@ void check_problems(std::uint64_t first_seed, std::uint64_t num_problems) {
   const ShapeLimits short_sequences{.max_kv_len = 90, .max_q_len = 8};
   for (std::uint64_t seed = first_seed; seed < first_seed + num_problems; ++seed) {
     GeneratedProblem<Q, KV, O> generated(random_shape(seed, short_sequences));
-    const Rules<Space::host> rules{.slopes = generated.slopes.data(), .sinks = generated.sinks.data()};
+    const Rules<Space::host> rules = rules_of(generated);
     rules.for_each([&](const std::string& name, const auto& rule) {
       CAPTURE(name);
       generated.clear_outputs();

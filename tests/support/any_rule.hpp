@@ -16,11 +16,15 @@ class AnyRule {
         logit_([](const void* r, float x, pagedkv::Position p) { return static_cast<const V*>(r)->logit(x, p); }),
         visible_([](const void* r, pagedkv::Position p) { return static_cast<const V*>(r)->visible(p); }),
         keys_([](const void* r, int query, int num_keys) { return static_cast<const V*>(r)->keys(query, num_keys); }),
+        seen_keys_([](const void* r, int first, int last, int num_keys) {
+          return pagedkv::seen_keys(*static_cast<const V*>(r), first, last, num_keys);
+        }),
         prior_([](const void* r, int q_head) { return pagedkv::prior_of(*static_cast<const V*>(r), q_head); }) {}
 
   float logit(float x, pagedkv::Position p) const { return logit_(rule_, x, p); }
   bool visible(pagedkv::Position p) const { return visible_(rule_, p); }
   pagedkv::KeyRanges keys(int query, int num_keys) const { return keys_(rule_, query, num_keys); }
+  pagedkv::KeyRanges keys(int first, int last, int num_keys) const { return seen_keys_(rule_, first, last, num_keys); }
   float prior(int q_head) const { return prior_(rule_, q_head); }
 
  private:
@@ -28,6 +32,7 @@ class AnyRule {
   float (*logit_)(const void*, float, pagedkv::Position);
   bool (*visible_)(const void*, pagedkv::Position);
   pagedkv::KeyRanges (*keys_)(const void*, int, int);
+  pagedkv::KeyRanges (*seen_keys_)(const void*, int, int, int);
   float (*prior_)(const void*, int);
 };
 

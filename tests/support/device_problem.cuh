@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -55,14 +56,19 @@ class DeviceProblem {
         out_(to_device(generated.out)),
         lse_(to_device(generated.lse)),
         slopes_(to_device(generated.slopes)),
-        sinks_(to_device(generated.sinks)) {}
+        sinks_(to_device(generated.sinks)),
+        tree_(to_device(generated.tree)) {}
 
   Problem problem() const {
     return generated_.template over<pagedkv::Space::device>(
         {q_.data(), pool_.data(), block_ids_.data(), kv_len_.data(), query_begin_.data(), out_.data(), lse_.data()});
   }
 
-  Rules<pagedkv::Space::device> rules() const { return {.slopes = slopes_.data(), .sinks = sinks_.data()}; }
+  Rules<pagedkv::Space::device> rules() const {
+    return {.slopes = slopes_.data(),
+            .sinks = sinks_.data(),
+            .tree = {.tables = problem().tables, .sees = tree_.data()}};
+  }
 
   /// Outputs back to canaries, on both sides; addresses stay.
   void clear_outputs() {
@@ -84,12 +90,13 @@ class DeviceProblem {
   pagedkv::cuda::DeviceArray<std::int32_t> block_ids_, kv_len_, query_begin_;
   pagedkv::cuda::DeviceArray<O> out_;
   pagedkv::cuda::DeviceArray<float> lse_, slopes_, sinks_;
+  pagedkv::cuda::DeviceArray<std::uint64_t> tree_;
 };
 
 /// Runs attend(problem, rule) for every rule and every model's chain; the first difference from the reference, or "".
 template <class Q, class KV, class O, class Attend>
 std::string mismatch_of_any_rule(GeneratedProblem<Q, KV, O>& generated, Tolerance tolerance, Attend&& attend) {
-  const Rules<pagedkv::Space::host> host_rules{.slopes = generated.slopes.data(), .sinks = generated.sinks.data()};
+  const Rules<pagedkv::Space::host> host_rules = rules_of(generated);
   std::map<std::string, Expected> expected;
   const auto expect = [&](const char* name, auto rule) { expected[name] = expected_of(generated, rule); };
   host_rules.for_each(expect);

@@ -121,6 +121,7 @@ struct GeneratedProblem {
   std::vector<O> out;                     // margin + [num_tokens, q_heads, head_dim_v] + margin
   std::vector<float> lse;                 // margin + [num_tokens, q_heads] + margin
   std::vector<float> slopes, sinks;       // [q_heads], for Alibi and SinkLogit
+  std::vector<std::uint64_t> tree;        // [num_tokens], for TreeMask
   int num_blocks = 0, max_blocks_per_seq = 0;
   float scale = 1.f;
 
@@ -135,6 +136,7 @@ struct GeneratedProblem {
       slopes.push_back(std::exp2(-8.f * static_cast<float>(head + 1) / static_cast<float>(shape.q_heads())));
       sinks.push_back(random.real(3.f));
     }
+    plant_trees(random);
     clear_outputs();
   }
 
@@ -251,6 +253,19 @@ struct GeneratedProblem {
           row[i] = ids.back();
           ids.pop_back();
         }
+      }
+    }
+  }
+
+  // Each draft sees itself and what its parent sees, one before it; a few begin a tree of their own, a few see nothing.
+  void plant_trees(Random& random) {
+    tree.assign(size(num_tokens()), 0);
+    for (int s = 0; s < shape.num_seqs(); ++s) {
+      std::uint64_t* const drafts = tree.data() + query_begin[size(s)];
+      for (int i = 0; i < shape.q_len[size(s)]; ++i) {
+        if (random.one_in(8)) continue;
+        drafts[i] = i == 0 || random.one_in(8) ? 0 : drafts[random.between(0, i - 1)];
+        if (i < 64) drafts[i] |= std::uint64_t{1} << i;
       }
     }
   }

@@ -11,6 +11,7 @@ template <pagedkv::Space S>
 struct Rules {
   const float *slopes, *sinks;
   int window = 7, sink_tokens = 3;
+  pagedkv::TreeMask<S> tree{};  // left out where it has no bits
 
   /// Calls f(name, rule) for every rule.
   template <class F>
@@ -21,6 +22,7 @@ struct Rules {
     f("SoftCap", pagedkv::SoftCap{.cap = 3.f});
     f("Alibi", pagedkv::Alibi<S>{slopes});
     f("SinkLogit", pagedkv::SinkLogit<S>{sinks});
+    if (tree.sees != nullptr) f("TreeMask", tree);
   }
 
   /// Calls f(name, rule) for the six chains that are built for the GPU, named after models that use them.
@@ -45,5 +47,13 @@ struct Rules {
     });
   }
 };
+
+/// The rules over the arrays of a generated problem.
+template <class Generated>
+Rules<pagedkv::Space::host> rules_of(Generated& generated) {
+  return {.slopes = generated.slopes.data(),
+          .sinks = generated.sinks.data(),
+          .tree = {.tables = generated.problem().tables, .sees = generated.tree.data()}};
+}
 
 }  // namespace pagedkv_test

@@ -43,11 +43,25 @@ struct KeyRanges {
 };
 
 /// Covers everything in both. Three possible second pieces share one range, which may be generous; bounds of empty
-/// pieces take part, so that what never moved back in `a` and `b` never moves back here.
+/// pieces take part, so that what never moved back in `a` and `b` never moves back here. overlap() says it better where
+/// that does not matter.
 PAGEDKV_HD constexpr KeyRanges intersect(const KeyRanges& a, const KeyRanges& b) {
   const KeyRange ab = intersect(a.first, b.second), ba = intersect(a.second, b.first),
                  bb = intersect(a.second, b.second);
   return {intersect(a.first, b.first), {min(min(ab.begin, ba.begin), bb.begin), max(max(ab.end, ba.end), bb.end)}};
+}
+
+/// What is in both, as a set: bounds may move back where those of `a` and `b` do not. Of three pieces two are joined,
+/// across the narrower gap; else nothing is named that is not in both.
+PAGEDKV_HD constexpr KeyRanges overlap(const KeyRanges& a, const KeyRanges& b) {
+  const KeyRange head = intersect(a.first, b.first), ab = intersect(a.first, b.second),
+                 ba = intersect(a.second, b.first), tail = intersect(a.second, b.second);
+  const KeyRange middle = ab.empty() ? ba : ab;  // one of them is empty: of two that meet so, one pair is out of order
+  if (middle.empty()) return {head, tail};
+  if (head.empty()) return {middle, tail};
+  if (tail.empty()) return {head, middle};
+  if (middle.begin - head.end <= tail.begin - middle.end) return {{head.begin, middle.end}, tail};
+  return {head, {middle.begin, tail.end}};
 }
 
 /// Covers every key that a query between two queries can see, given the ranges of the earliest and the latest.
@@ -59,9 +73,10 @@ PAGEDKV_HD constexpr KeyRanges cover(const KeyRanges& earliest, const KeyRanges&
 ///   logit(x, position)      the logit to use instead of x (x is scaled, in natural units)
 ///   visible(position)       may this query see this key
 ///   keys(query, num_keys)   ranges that cover all visible keys in [0, num_keys); for a later query no bound moves
-///   back,
-///                           so that tiles of keys can be skipped for tiles of queries
+///                           back, so that tiles of keys can be skipped for tiles of queries
 /// and optionally
+///   keys(first_query, last_query, num_keys)
+///                           the same for a tile of queries, where it can be said better than by cover()
 ///   prior(q_head)           a logit that joins only the denominator, once a row
 /// A rule that holds pointers names the side on which they can be read: `static constexpr Space space`.
 template <class V>
@@ -90,6 +105,15 @@ PAGEDKV_HD float prior_of(const V& variant, int q_head) {
     return -infinity;
 }
 
+/// What a kernel reads for the queries from `first` to `last`: ranges that cover every key that one of them sees.
+template <AttentionVariant V>
+PAGEDKV_HD KeyRanges seen_keys(const V& variant, int first, int last, int num_keys) {
+  if constexpr (requires { variant.keys(first, last, num_keys); })
+    return variant.keys(first, last, num_keys);
+  else
+    return cover(variant.keys(first, num_keys), variant.keys(last, num_keys));
+}
+
 namespace detail {
 
 /// The side of a chain is the side of its parts; parts of two sides do not compile.
@@ -111,9 +135,10 @@ requires(requires { B::space; }) struct ChainSpace<A, B> {
 }  // namespace detail
 
 /// Both rules: logits pass through `a`, then `b`; a key must be visible to both; key ranges are intersected; priors add
-/// up in the denominator. Rules that widen (a window that also keeps the first tokens) are one rule, not a chain. The
-/// ranges of two windows may name keys that nobody sees; where their blocks have been dropped, cuda::prefill needs ids
-/// outside the pool, as Sequence::release_before leaves them.
+/// up in the denominator. Rules that widen (a window that also keeps the first tokens) are one rule, not a chain. Under
+/// a chain of the library's windows a tile of queries reads the keys that it sees and no other, with one exception: the
+/// shorter of two windows keeps more sink tokens, and the longer one still reaches them. That makes three pieces, and
+/// the gap between two of them is read, too.
 template <AttentionVariant A, AttentionVariant B>
 struct Chain : detail::ChainSpace<A, B> {
   A a;
@@ -125,6 +150,9 @@ struct Chain : detail::ChainSpace<A, B> {
   PAGEDKV_HD bool visible(Position p) const { return a.visible(p) && b.visible(p); }
   PAGEDKV_HD KeyRanges keys(int query, int num_keys) const {
     return intersect(a.keys(query, num_keys), b.keys(query, num_keys));
+  }
+  PAGEDKV_HD KeyRanges keys(int first_query, int last_query, int num_keys) const {
+    return overlap(seen_keys(a, first_query, last_query, num_keys), seen_keys(b, first_query, last_query, num_keys));
   }
   PAGEDKV_HD float prior(int q_head) const requires(HasPrior<A> || HasPrior<B>) {
     const float x = prior_of(a, q_head), y = prior_of(b, q_head);

@@ -1,8 +1,11 @@
-// The rules of attention in use: causal, full, sliding window, soft cap, ALiBi, sink logits. Small structs, to be
-// chained.
+// The rules of attention in use: causal, full, sliding window, soft cap, ALiBi, sink logits, trees of drafts. Small
+// structs, to be chained.
 #pragma once
 
+#include <cstdint>
+
 #include "pagedkv/attention/variant.hpp"
+#include "pagedkv/cache/tables_view.hpp"
 #include "pagedkv/core/config.hpp"
 #include "pagedkv/core/ids.hpp"
 #include "pagedkv/core/math.hpp"
@@ -74,6 +77,27 @@ struct SinkLogit {
   PAGEDKV_HD bool visible(Position) const { return true; }
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
   PAGEDKV_HD float prior(int q_head) const { return logits[q_head]; }
+};
+
+/// Verifies drafts that branch (tree attention: SpecInfer, arXiv:2305.09781, sec. 4; Medusa, arXiv:2401.10774). The
+/// queries of a sequence are a tree, in any order, the token that it grows from included. Each sees every key before the
+/// tree and those drafts whose bits are set: its ancestors and itself, as a rule. Nobody sees a draft behind the 64th. A
+/// tree without branches is Causal, bit for bit. Rules chained with it count places in the cache, not depths in the tree.
+template <Space S = Space::host>
+struct TreeMask {
+  static constexpr Space space = S;
+  static constexpr int max_drafts = 64;
+  TablesView<S> tables;       // the problem's: they say where a tree begins, also in a graph that is replayed
+  const std::uint64_t* sees;  // [num_tokens], bit j: this draft sees draft j of its sequence
+
+  PAGEDKV_HD float logit(float x, Position) const { return x; }
+  PAGEDKV_HD bool visible(Position p) const {
+    const int first_draft = tables.kv_len(p.sequence) - tables.q_len(p.sequence);
+    const int draft = p.key - first_draft;
+    if (draft < 0 || draft >= max_drafts) return draft < 0;
+    return (sees[tables.query_begin(p.sequence) + (p.query - first_draft)] >> draft & 1) != 0;
+  }
+  PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
 };
 
 }  // namespace v0

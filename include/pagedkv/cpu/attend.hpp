@@ -59,7 +59,7 @@ void validate_lengths(const Problem& problem) {
 template <AttentionVariant V>
 KeyRanges visible_keys(const TablesView<Space::host>& tables, const V& variant, const QueryRows& rows) {
   const int kv_len = tables.kv_len(rows.sequence), first_query = kv_len - tables.q_len(rows.sequence);
-  return cover(variant.keys(first_query + rows.begin, kv_len), variant.keys(first_query + rows.end - 1, kv_len));
+  return seen_keys(variant, first_query + rows.begin, first_query + rows.end - 1, kv_len);
 }
 
 /// The plan's items that have something to see, tile by tile, `split` of `num_splits` counted among these: a piece that

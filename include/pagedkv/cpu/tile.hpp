@@ -74,7 +74,7 @@ class KeyTile {
     positions_.reserve(size(max_keys));
   }
 
-  /// Loads the keys of `range` that are in `wanted`. That may be generous (a chain's ranges are), so a block can be gone:
+  /// Loads the keys of `range` that are in `wanted`. That may be generous (a chain can have a gap too many), so a block can be gone:
   /// rows that do not see it never notice, a row that does gets NaN.
   template <StorageType T>
   void load(const KvView<const T>& kv, const TablesView<Space::host>& tables, int sequence, int kv_head, KeyRange range,
