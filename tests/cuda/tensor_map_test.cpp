@@ -108,7 +108,8 @@ TEST_CASE("what TMA cannot lift comes with a reason") {
   CHECK(changed([](auto& v) { v.data += 4; }) == "K and V must start at a multiple of 16 bytes");
   CHECK(changed([](auto& v) { v.strides[2] = 132; }) == "strides must be multiples of 16 bytes");
   CHECK(changed([](auto& v) { v.strides[1] = -8; }) == "strides must not be negative and be less than 2^40 bytes");
-  CHECK(changed([](auto& v) { v.strides[0] = (std::int64_t{1} << 39); }) == "strides must not be negative and be less than 2^40 bytes");
+  CHECK(changed([](auto& v) { v.strides[0] = (std::int64_t{1} << 39); }) ==
+        "strides must not be negative and be less than 2^40 bytes");
   CHECK(changed([](auto& v) { v.strides[0] = (std::int64_t{1} << 39) - 8; }) == "");
   CHECK(changed([](auto& v) { v.extents[0] = 0; }) == "TMA counts 1 to 2^31 blocks, heads and slots");
   CHECK(changed([](auto& v) { v.extents[0] = (std::int64_t{1} << 31) + 1; }) ==
