@@ -1,5 +1,5 @@
-// What a tile of queries reads under a chain of rules: every key that one of them sees, and no other. Exhaustive over short
-// sequences, all tiles, and all chains of two and three windows.
+// What a tile of queries reads under a chain of rules: every key that one of them sees, and no other. Exhaustive over
+// short sequences, all tiles, and all chains of two and three windows.
 #include <doctest/doctest.h>
 
 #include <bit>

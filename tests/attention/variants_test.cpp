@@ -19,8 +19,8 @@ namespace {
 
 constexpr std::array slopes{0.5f, 0.25f}, sinks{1.f, -1.f};
 
-// Five drafts behind four keys: two children of the first draft, a grandchild, and one draft that sees nothing of the tree.
-// Margins, because the tests below also ask for queries that no call would bring.
+// Five drafts behind four keys: two children of the first draft, a grandchild, and one draft that sees nothing of the
+// tree. Margins, because the tests below also ask for queries that no call would bring.
 constexpr std::array<std::uint64_t, 24> rows_around_a_tree{0, 1,       2,       3,       4,       5, 6,
                                                            7, 0b00001, 0b00011, 0b00101, 0b01011, 0};
 constexpr std::array<std::int32_t, 1> tree_kv_len{9};

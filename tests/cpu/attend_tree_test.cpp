@@ -1,5 +1,5 @@
-// Trees of drafts on the CPU: a linear tree is Causal to the bit, a draft that sees nothing has an empty row, and every path
-// through a tree gets what it would get as a sequence of its own.
+// Trees of drafts on the CPU: a linear tree is Causal to the bit, a draft that sees nothing has an empty row, and every
+// path through a tree gets what it would get as a sequence of its own.
 #include <doctest/doctest.h>
 
 #include <algorithm>

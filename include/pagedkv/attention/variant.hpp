@@ -107,7 +107,7 @@ PAGEDKV_HD float prior_of(const V& variant, int q_head) {
 
 /// What a kernel reads for the queries from `first` to `last`: ranges that cover every key that one of them sees.
 template <AttentionVariant V>
-PAGEDKV_HD KeyRanges seen_keys(const V& variant, int first, int last, int num_keys) {
+PAGEDKV_HD constexpr KeyRanges seen_keys(const V& variant, int first, int last, int num_keys) {
   if constexpr (requires { variant.keys(first, last, num_keys); })
     return variant.keys(first, last, num_keys);
   else

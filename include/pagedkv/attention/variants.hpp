@@ -80,9 +80,10 @@ struct SinkLogit {
 };
 
 /// Verifies drafts that branch (tree attention: SpecInfer, arXiv:2305.09781, sec. 4; Medusa, arXiv:2401.10774). The
-/// queries of a sequence are a tree, in any order, the token that it grows from included. Each sees every key before the
-/// tree and those drafts whose bits are set: its ancestors and itself, as a rule. Nobody sees a draft behind the 64th. A
-/// tree without branches is Causal, bit for bit. Rules chained with it count places in the cache, not depths in the tree.
+/// queries of a sequence are a tree, in any order, the token that it grows from included. Each sees every key before
+/// the tree and those drafts whose bits are set: its ancestors and itself, as a rule. Nobody sees a draft behind the
+/// 64th. A tree without branches is Causal, bit for bit. Rules chained with it count places in the cache, not depths
+/// in the tree.
 template <Space S = Space::host>
 struct TreeMask {
   static constexpr Space space = S;
