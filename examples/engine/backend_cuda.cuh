@@ -178,16 +178,13 @@ class CudaBackend {
     return Stream(stream);
   }
 
-  // Partials: enough to share the keys of a whole batch of single tokens among CTAs, within 64 Ki of them.
+  // Partials: two tiles of 16 packed rows for each of the CTAs that any GPU has room for.
   static pagedkv::cuda::WorkspaceOptions workspace_options(const ModelConfig& config, const ModelOptions& options) {
-    constexpr int split_keys = pagedkv::cuda::choose_decode(pagedkv::cuda::min_arch, 128, sizeof(Element)).split_keys;
-    const std::int64_t max_splits = pagedkv::ceil_div(config.max_positions, split_keys);
-    const std::int64_t wanted = max_splits * options.max_seqs * config.q_heads;
     return {.max_seqs = options.max_seqs,
             .max_blocks_per_seq = options.max_blocks_per_seq,
             .max_tokens = options.max_rows,
             .max_copies = options.max_rows,
-            .max_partials = static_cast<int>(std::min<std::int64_t>(wanted, 1 << 16)),
+            .max_partials = 1 << 14,
             .head_dim_v = config.head_dim};
   }
 

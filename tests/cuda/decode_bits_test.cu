@@ -48,8 +48,8 @@ TEST_CASE("how many CTAs share a row's keys changes no bit of it") {
   GeneratedProblem<bf16> generated(several_splits());
   DeviceProblem device(generated);
   cuda::Workspace shared({.head_dim_v = head_dim}), alone({.max_partials = 1, .head_dim_v = head_dim});
-  REQUIRE(cuda::detail::schedule_for(cuda::choose_decode(90, head_dim, 2), device.problem(), shared).num_shares > 1);
-  REQUIRE(cuda::detail::schedule_for(cuda::choose_decode(90, head_dim, 2), device.problem(), alone).num_shares == 1);
+  REQUIRE(cuda::detail::schedule_for(cuda::choose_decode_simt(90, head_dim, 2), device.problem(), shared).num_shares > 1);
+  REQUIRE(cuda::detail::schedule_for(cuda::choose_decode_simt(90, head_dim, 2), device.problem(), alone).num_shares == 1);
   CHECK(run(generated, device, shared) == run(generated, device, alone));
 }
 

@@ -23,7 +23,7 @@ constexpr Support prefill_for(int head_dim) {
 // Every row of the prefill policy fits the smallest GPU that is supported.
 static_assert(prefill_for(16) && prefill_for(64) && prefill_for(80) && prefill_for(96) && prefill_for(112));
 static_assert(prefill_for(128) && prefill_for(192) && prefill_for(256));
-static_assert(is_supported(choose_decode(80, 64, 2), {.head_dim = 1, .head_dim_v = 256}));
+static_assert(is_supported(choose_decode_simt(80, 64, 2), {.head_dim = 1, .head_dim_v = 256}));
 
 TablesView<Space::device> bounds(std::int64_t num_seqs, int max_q_len, int max_kv_len) {
   TablesView<Space::device> tables;
@@ -37,9 +37,9 @@ TablesView<Space::device> bounds(std::int64_t num_seqs, int max_q_len, int max_k
 
 TEST_CASE("what a kernel does not support comes with a reason") {
   const auto reason = [](const Support& support) { return std::string_view(support.reason ? support.reason : ""); };
-  CHECK(reason(is_supported(choose_decode(80, 257, 2), {.head_dim = 257, .head_dim_v = 64})) ==
+  CHECK(reason(is_supported(choose_decode_simt(80, 257, 2), {.head_dim = 257, .head_dim_v = 64})) ==
         "head_dim must be 1 to 256");
-  CHECK(reason(is_supported(choose_decode(80, 64, 2), {.arch = 75, .head_dim = 64, .head_dim_v = 64})) ==
+  CHECK(reason(is_supported(choose_decode_simt(80, 64, 2), {.arch = 75, .head_dim = 64, .head_dim_v = 64})) ==
         "needs compute capability 8.0");
   CHECK(reason(prefill_for(72)) == "head_dim must be a multiple of 16 up to 256");
   CHECK(reason(is_supported(choose_prefill(80, 64, 4), {.head_dim = 64, .head_dim_v = 64, .element_bytes = 4})) ==
@@ -64,21 +64,21 @@ TEST_CASE("a policy that its kernel does not compile or run with is not supporte
   CHECK_FALSE(prefill_with([](auto& policy) { policy = {.query_tile = 48, .key_tile = 64, .warps = 3, .stages = 2}; }));
   CHECK_FALSE(prefill_with([](auto& policy) { policy = {.query_tile = 16, .key_tile = 64, .warps = 1, .stages = 2}; }));
 
-  const DecodePolicy decode = choose_decode(80, 64, 2);
-  const auto decode_with = [&](int DecodePolicy::*field, int value) {
-    DecodePolicy policy = decode;
+  const DecodeSimtPolicy decode = choose_decode_simt(80, 64, 2);
+  const auto decode_with = [&](int DecodeSimtPolicy::*field, int value) {
+    DecodeSimtPolicy policy = decode;
     policy.*field = value;
     return bool(is_supported(policy, shape));
   };
-  CHECK(decode_with(&DecodePolicy::split_keys, 64));
-  for (const int value : {-32, 0, 48}) CHECK_FALSE(decode_with(&DecodePolicy::split_keys, value));
-  for (const int value : {0, 33}) CHECK_FALSE(decode_with(&DecodePolicy::max_warps, value));
-  for (const auto field : {&DecodePolicy::query_tile, &DecodePolicy::ctas_per_sm, &DecodePolicy::max_ctas})
+  CHECK(decode_with(&DecodeSimtPolicy::split_keys, 64));
+  for (const int value : {-32, 0, 48}) CHECK_FALSE(decode_with(&DecodeSimtPolicy::split_keys, value));
+  for (const int value : {0, 33}) CHECK_FALSE(decode_with(&DecodeSimtPolicy::max_warps, value));
+  for (const auto field : {&DecodeSimtPolicy::query_tile, &DecodeSimtPolicy::ctas_per_sm, &DecodeSimtPolicy::max_ctas})
     CHECK_FALSE(decode_with(field, 0));
 }
 
 TEST_CASE("where a split ends depends on the policy alone, never on the batch") {
-  const DecodePolicy policy = choose_decode(90, 128, 2);
+  const DecodeSimtPolicy policy = choose_decode_simt(90, 128, 2);
   for (const int max_kv_len : {0, 1, 255, 256, 257, 5000, 1 << 20}) {
     for (const std::int64_t num_seqs : {1, 7, 100'000}) {
       const auto tables = bounds(num_seqs, 1, max_kv_len);
@@ -91,7 +91,7 @@ TEST_CASE("where a split ends depends on the policy alone, never on the batch") 
 TEST_CASE("partials and counters of a schedule always fit the workspace") {
   pagedkv_test::Random random(5);
   for (int i = 0; i < 10'000; ++i) {
-    const DecodePolicy policy = choose_decode(90, 128, 2);
+    const DecodeSimtPolicy policy = choose_decode_simt(90, 128, 2);
     const auto tables = bounds(random.between(0, 300), random.between(0, 40), random.between(0, 70'000));
     const int kv_heads = random.between(1, 8), q_heads = kv_heads * random.between(1, 16);
     const int num_tokens = random.between(0, 400), max_partials = random.between(0, 40'000);
@@ -109,7 +109,7 @@ TEST_CASE("partials and counters of a schedule always fit the workspace") {
 }
 
 TEST_CASE("one long sequence is shared among many CTAs, a full batch is not") {
-  const DecodePolicy policy = choose_decode(90, 128, 2);
+  const DecodeSimtPolicy policy = choose_decode_simt(90, 128, 2);
   CHECK(schedule_decode(policy, bounds(1, 1, 65'536), {1, 32, 8}, 132, 16384).num_shares == 264);
   CHECK(schedule_decode(policy, bounds(512, 1, 65'536), {512, 32, 8}, 132, 1 << 30).num_shares == 1);
 }

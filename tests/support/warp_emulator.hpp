@@ -18,6 +18,7 @@
 #define __shared__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define threadIdx (::pagedkv_test::thread_index())
 #define blockIdx (::pagedkv_test::emulated_cta)
@@ -76,6 +77,26 @@ T __shfl_sync(unsigned, T mine, int lane) {
   return pagedkv_test::emulator.exchange(mine)[static_cast<std::size_t>(lane) % 32];
 }
 
+/// Lanes that nobody stands below keep their own.
+template <class T>
+T __shfl_up_sync(unsigned, T mine, int distance) {
+  const auto all = pagedkv_test::emulator.exchange(mine);
+  const std::size_t lane = pagedkv_test::lane_index(), step = static_cast<std::size_t>(distance);
+  return lane < step ? mine : all[lane - step];
+}
+
+inline bool __any_sync(unsigned mask, bool mine) { return __ballot_sync(mask, mine) != 0; }
+inline void __syncwarp() { static_cast<void>(pagedkv_test::emulator.exchange(0)); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
+// CTAs run one after another: nothing is under way between them.
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* counter, unsigned last) {
+  const unsigned old = *counter;
+  *counter = old >= last ? 0 : old + 1;
+  return old;
+}
+
 template <class T>
 T __shfl_xor_sync(unsigned, T mine, int mask) {
   return pagedkv_test::emulator.exchange(mine)[pagedkv_test::lane_index() ^ static_cast<std::size_t>(mask)];
@@ -132,6 +153,19 @@ void mma_m16n8k16(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, 
     const std::size_t row = group + (i >= 2 ? 8 : 0), column = 2 * thread + i % 2;
     for (std::size_t k = 0; k < 16; ++k) c[i] += a_at(row, k) * b_at(k, column);
   }
+}
+
+/// Row i of the matrix lies in lanes 4 i .. 4 i + 3, two elements each; so does row i of the transposed one.
+inline std::uint32_t movmatrix_transposed(std::uint32_t pair) {
+  const auto all = pagedkv_test::emulator.exchange(pair);
+  const std::size_t row = pagedkv_test::lane_index() / 4, column = 2 * (pagedkv_test::lane_index() % 4);
+  const auto at = [&](std::size_t r, std::size_t c) { return all[4 * r + c / 2] >> (16 * (c % 2)) & 0xffffu; };
+  return at(column, row) | at(column + 1, row) << 16;
+}
+
+template <std::size_t N>
+void load_past_l1(float (&x)[N], const float* address) {
+  std::memcpy(x, address, sizeof(x));
 }
 
 template <class T>

@@ -62,5 +62,15 @@ PAGEDKV_HD constexpr View<T, static_cast<int>(Rank), S> dense_view(T* data, cons
   return view;
 }
 
+/// Do all rows of the last axis start at a multiple of `bytes`? Axes of one element do not count.
+template <class T, int Rank, Space S>
+bool rows_aligned(const View<T, Rank, S>& view, std::size_t bytes) {
+  bool aligned = reinterpret_cast<std::uintptr_t>(view.data) % bytes == 0;
+  for (int axis = 0; axis < Rank - 1; ++axis)
+    aligned &= view.extents[axis] <= 1 ||
+               view.strides[axis] * static_cast<std::int64_t>(sizeof(T)) % static_cast<std::int64_t>(bytes) == 0;
+  return aligned;
+}
+
 }  // namespace v0
 }  // namespace pagedkv

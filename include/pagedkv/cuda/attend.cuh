@@ -77,13 +77,23 @@ std::string explain(const Problem& problem, const Workspace& workspace) {
            number(policy.key_tile) + ", warps " + number(policy.warps) + ", stages " + number(policy.stages) +
            "}: " + number(plan.num_tiles()) + " tiles x " + number(problem.q_heads()) + " heads, 1 split";
   }
-  const DecodePolicy policy = choose_decode(arch, problem.head_dim(), sizeof(typename Problem::Element));
+  const Support fast = decode_sm80_support(problem, workspace);
+  if (fast) {
+    const DecodePolicy policy = detail::policy_for(problem, arch);
+    const DecodeCut cut = detail::cut_for(policy, problem, workspace, {});
+    return "decode_sm80 on sm_" + number(arch) + " {rows " + number(policy.rows) + ", warps " + number(policy.warps) +
+           ", stages " + number(policy.stages) + "}: " + number(cut.num_items()) + " tiles of rows x " +
+           number(cut.kv_heads) + " KV heads in at most " + number(cut.max_slices) +
+           " slices, one a CTA; not prefill_sm80: " + suits.reason;
+  }
+  const DecodeSimtPolicy policy = choose_decode_simt(arch, problem.head_dim(), sizeof(typename Problem::Element));
   const DecodeSchedule schedule = detail::schedule_for(policy, problem, workspace);
   return "decode_simt on sm_" + number(arch) + " {query_tile " + number(policy.query_tile) + ", split_keys " +
          number(policy.split_keys) + ", max_warps " + number(policy.max_warps) +
          "}: " + number(schedule.plan.num_tiles()) + " tiles x " + number(problem.kv_heads()) + " KV heads, at most " +
          number(schedule.plan.max_splits) + " splits in " + number(schedule.num_shares) + " shares, " +
-         number(schedule.num_ctas) + " CTAs of " + number(schedule.warps) + " warps; not prefill_sm80: " + suits.reason;
+         number(schedule.num_ctas) + " CTAs of " + number(schedule.warps) + " warps; not decode_sm80: " + fast.reason +
+         "; not prefill_sm80: " + suits.reason;
 }
 
 }  // namespace cuda

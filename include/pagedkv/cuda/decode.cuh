@@ -3,14 +3,25 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
 #include "pagedkv/attention/problem.hpp"
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/error.hpp"
 #include "pagedkv/core/ids.hpp"
+#include "pagedkv/core/math.hpp"
+#include "pagedkv/core/view.hpp"
 #include "pagedkv/cuda/dispatch.hpp"
+#include "pagedkv/cuda/error.cuh"
 #include "pagedkv/cuda/kernels/decode_schedule.hpp"
 #include "pagedkv/cuda/kernels/decode_simt.cuh"
+#include "pagedkv/cuda/kernels/decode_slices.hpp"
+#include "pagedkv/cuda/kernels/decode_sm80.cuh"
+#include "pagedkv/cuda/launch.cuh"
 #include "pagedkv/cuda/policy.hpp"
 #include "pagedkv/cuda/workspace.cuh"
 
@@ -18,42 +29,139 @@ namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
 
+/// How a call of decode() may run; every choice gives the same bits run after run.
+struct DecodeOptions {
+  Launch launch = Launch::after_previous;
+  /// The bits of a row depend on that row alone: the same whatever else is in the batch, as long as the options and the
+  /// head sizes stay. Costs a merge for every piece of a row, and partials for every piece of the batch
+  /// (`batch_invariant_partials`): where the workspace has fewer, rows are not cut, and long ones are slow.
+  bool batch_invariant = false;
+};
+
 namespace detail {
 
-/// What decode() would launch for these bounds.
 template <class Problem>
-DecodeSchedule schedule_for(const DecodePolicy& policy, const Problem& problem, const Workspace& workspace) {
+inline constexpr bool decode_takes_types =
+    (std::is_same_v<typename Problem::Query, bf16> || std::is_same_v<typename Problem::Query, f16>)&&std::is_same_v<
+        typename Problem::Query, typename Problem::Element>&& std::is_same_v<typename Problem::Query,
+                                                                             typename Problem::Output>;
+
+/// Packed rows of the longest sequence.
+template <class Problem>
+std::int64_t packed_rows(const Problem& problem) {
+  return std::int64_t{max(1, problem.tables.max_q_len)} * problem.group_size();
+}
+
+template <class Problem>
+DecodePolicy policy_for(const Problem& problem, int arch) {
+  return choose_decode(arch, problem.head_dim(), problem.head_dim_v(),
+                       static_cast<int>(min<std::int64_t>(packed_rows(problem), 1 << 20)));
+}
+
+/// How decode_sm80 would cut this problem.
+template <class Problem>
+DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Workspace& workspace,
+                  const DecodeOptions& options) {
+  DecodeCut cut;
+  cut.num_seqs = problem.tables.num_seqs();
+  cut.tile_rows = policy.rows;
+  cut.tiles_per_seq = static_cast<int>(ceil_div(packed_rows(problem), std::int64_t{policy.rows}));
+  cut.kv_heads = problem.kv_heads();
+  cut.group_size = problem.group_size();
+  cut.unit_pieces = options.batch_invariant;
+  const int key_tile = 16 * policy.warps;
+  cut.unit_keys = options.batch_invariant ? policy.piece_tiles * key_tile : key_tile;
+  cut.min_slice_units = options.batch_invariant ? 1 : policy.min_slice_tiles;
+  if (problem.head_dim_v() <= workspace.options().head_dim_v)
+    cut.max_pieces = workspace.options().max_partials / policy.rows;
+  const std::int64_t units_per_row = max(1, ceil_div(problem.tables.max_kv_len, cut.unit_keys));
+  const std::int64_t num_units = cut.num_items() * cut.kv_heads * units_per_row;
+  std::int64_t max_slices = min<std::int64_t>(num_units, std::int64_t{workspace.device().num_sms} * policy.ctas_per_sm);
+  if (options.batch_invariant) max_slices = min(max_slices, cut.max_pieces);
+  cut.max_slices = static_cast<int>(max_slices);
+  return cut;
+}
+
+/// What decode_simt would launch for these bounds.
+template <class Problem>
+DecodeSchedule schedule_for(const DecodeSimtPolicy& policy, const Problem& problem, const Workspace& workspace) {
   const bool partials_fit = problem.head_dim_v() <= workspace.options().head_dim_v;
   return schedule_decode(policy, problem.tables, {problem.num_tokens(), problem.q_heads(), problem.kv_heads()},
                          workspace.device().num_sms, partials_fit ? workspace.options().max_partials : 0);
 }
 
+template <int HeadDim, int HeadDimV, int Rows, class Problem, AttentionVariant V>
+void launch_decode_sm80(const Problem& problem, const V& variant, Workspace& workspace, const DecodeOptions& options,
+                        cudaStream_t stream) {
+  constexpr DecodePolicy policy = choose_decode(min_arch, HeadDim, HeadDimV, Rows);
+  using Config = DecodeSm80Config<typename Problem::Element, HeadDim, HeadDimV, policy>;
+  static_assert(policy.rows == Rows);
+  const DecodeCut cut = cut_for(policy, problem, workspace, options);
+  if (cut.max_slices == 0) return;
+  constexpr std::size_t shared_bytes = sizeof(typename Config::SharedMemory);
+  const auto kernel = paged_decode_sm80_kernel<Config, Problem, V>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "decode: shared memory");
+  launch(kernel, {dim3(static_cast<unsigned>(cut.max_slices)), Config::threads, shared_bytes}, options.launch, stream,
+         "decode_sm80: launch", problem, variant, cut, workspace.partials());
+}
+
 }  // namespace detail
+
+/// Can decode_sm80 take this problem on this workspace's GPU, or why must decode_simt? O(1), on the host.
+template <class Problem>
+Support decode_sm80_support(const Problem& problem, const Workspace& workspace, const DecodeOptions& options = {}) {
+  if (!detail::decode_takes_types<Problem>) return {"q, K, V and out must all be bf16 or all be f16"};
+  const DeviceInfo& device = workspace.device();
+  const DecodePolicy policy = detail::policy_for(problem, device.arch);
+  const Support support =
+      is_supported(policy, {.arch = device.arch, .head_dim = problem.head_dim(), .head_dim_v = problem.head_dim_v()},
+                   device.shared_bytes_per_cta);
+  if (!support) return support;
+  if (!rows_aligned(problem.q, 4)) return {"rows of q must start at multiples of 4 bytes"};
+  if (!rows_aligned(problem.kv.k, 16)) return {"rows of K must start at multiples of 16 bytes"};
+  if (!rows_aligned(problem.kv.v, 16)) return {"rows of V must start at multiples of 16 bytes"};
+  if (!rows_aligned(problem.out, 8)) return {"rows of out must start at multiples of 8 bytes"};
+  if (options.batch_invariant && detail::cut_for(policy, problem, workspace, options).max_pieces == 0)
+    return {"a batch-invariant call needs partials in the workspace, at least one tile of rows"};
+  return {};
+}
 
 /// Attention of problem.q [num_tokens, q_heads, HeadDim] over the paged cache into problem.out [num_tokens, q_heads,
 /// HeadDimV] and, where wanted, problem.lse. Enqueues one kernel: no allocation, no synchronisation, can be captured in
-/// a graph and replayed with other lengths and tables within the stated bounds. The bits of a row depend on that row
-/// alone. Throws InvalidArgument, before launching, where the problem is inconsistent or HeadDim is not its own.
+/// a graph and replayed with other lengths and tables within the stated bounds. bf16 and f16 of head sizes that are
+/// multiples of 16 take decode_sm80, everything else decode_simt; explain() says which and why. Throws InvalidArgument,
+/// before launching, where the problem is inconsistent or HeadDim is not its own.
 template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, StorageType O,
           VariantFor<Space::device> V>
 void decode(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant, Workspace& workspace,
-            cudaStream_t stream) {
-  constexpr DecodePolicy policy = choose_decode(min_arch, HeadDim, sizeof(KV));
+            cudaStream_t stream, const DecodeOptions& options = {}) {
+  using Problem = AttentionProblem<Space::device, Q, KV, O>;
+  constexpr DecodeSimtPolicy simt_policy = choose_decode_simt(min_arch, HeadDim, sizeof(KV));
   constexpr KernelShape shape{.head_dim = HeadDim, .head_dim_v = HeadDimV};
-  static_assert(is_supported(policy, shape), "decode: head_dim and head_dim_v must be 1 to 256");
+  static_assert(is_supported(simt_policy, shape), "decode: head_dim and head_dim_v must be 1 to 256");
   problem.validate();
   require(problem.head_dim() == HeadDim, "decode: head_dim", HeadDim, problem.head_dim());
   require(problem.head_dim_v() == HeadDimV, "decode: head_dim_v", HeadDimV, problem.head_dim_v());
-  decode_simt<DecodeSimtConfig<HeadDim, HeadDimV, policy>>(
-      problem, variant, detail::schedule_for(policy, problem, workspace), workspace.partials(), stream);
+  constexpr bool has_sm80 =
+      detail::decode_takes_types<Problem> && bool(is_supported(choose_decode(min_arch, HeadDim, HeadDimV, 1), shape));
+  if constexpr (has_sm80) {
+    if (decode_sm80_support(problem, workspace, options)) {
+      if (detail::packed_rows(problem) <= 8)
+        return detail::launch_decode_sm80<HeadDim, HeadDimV, 8>(problem, variant, workspace, options, stream);
+      return detail::launch_decode_sm80<HeadDim, HeadDimV, 16>(problem, variant, workspace, options, stream);
+    }
+  }
+  decode_simt<DecodeSimtConfig<HeadDim, HeadDimV, simt_policy>>(
+      problem, variant, detail::schedule_for(simt_policy, problem, workspace), workspace.partials(), stream);
 }
 
 /// The same for a head_dim known at run time, one of those named; head_dim_v is equal.
 template <int... Dims, StorageType Q, StorageType KV, StorageType O, VariantFor<Space::device> V>
 void decode(HeadDims<Dims...> dims, const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant,
-            Workspace& workspace, cudaStream_t stream) {
+            Workspace& workspace, cudaStream_t stream, const DecodeOptions& options = {}) {
   with_head_dim(dims, problem.head_dim(), "decode",
-                [&](auto head_dim) { decode<head_dim.value>(problem, variant, workspace, stream); });
+                [&](auto head_dim) { decode<head_dim.value>(problem, variant, workspace, stream, options); });
 }
 
 }  // namespace cuda

@@ -23,15 +23,27 @@ struct Support {
   constexpr explicit operator bool() const { return reason == nullptr; }
 };
 
-/// decode_simt: one warp per (query row, query head).
+/// decode_sm80: each warp streams its own 16 keys at a time through its own ring of stages.
 struct DecodePolicy {
+  int rows;             // packed rows of a tile: query heads of a KV head, times queries; 8 or 16
+  int warps;            // of a CTA
+  int stages;           // of a warp, 16 keys and values each
+  int ctas_per_sm;      // of the grid, and what registers are spent on
+  int min_slice_tiles;  // of 16 keys a warp: a CTA is not woken for less
+  int piece_tiles;      // batch-invariant: a partial ends at multiples of so many tiles
+
+  friend constexpr bool operator==(const DecodePolicy&, const DecodePolicy&) = default;
+};
+
+/// decode_simt: one warp per (query row, query head).
+struct DecodeSimtPolicy {
   int max_warps;    // of a CTA
   int query_tile;   // query rows of a work item, where a sequence brings more than one
   int split_keys;   // a partial ends after so many keys whoever computes it: bits must not depend on the batch
   int ctas_per_sm;  // splits of one row are shared among CTAs until the GPU has this many
   int max_ctas;     // of a grid; behind it CTAs take several units of work, so no batch is too large
 
-  friend constexpr bool operator==(const DecodePolicy&, const DecodePolicy&) = default;
+  friend constexpr bool operator==(const DecodeSimtPolicy&, const DecodeSimtPolicy&) = default;
 };
 
 /// prefill_sm80: a CTA per (query tile, query head); K and V flow through `stages` buffers of key_tile rows.
@@ -56,10 +68,28 @@ struct MovePolicy {
 /// One row serves every GPU. Tiles of 8 KiB: 1 MB fills the SMs of an H200 with one CTA each.
 constexpr MovePolicy choose_move() { return {.threads = 128, .pieces_per_thread = 4, .max_ctas = 1 << 14}; }
 
+/// Bytes of shared memory that a CTA's ring of stages takes.
+constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int head_dim_v) {
+  return policy.warps * policy.stages * 16 * 2 * (head_dim + head_dim_v);
+}
+
+/// `num_rows`: packed rows of the longest sequence. As many stages as 96 KiB hold: two CTAs an SM on an H200, one on the
+/// smallest supported GPU.
+constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v, int num_rows) {
+  DecodePolicy policy{.rows = num_rows <= 8 ? 8 : 16,
+                      .warps = max(head_dim, head_dim_v) <= 128 ? 4 : 2,
+                      .stages = 1,
+                      .ctas_per_sm = 2,
+                      .min_slice_tiles = 1,
+                      .piece_tiles = 4};
+  policy.stages = min(6, 96 * 1024 / decode_ring_bytes(policy, head_dim, head_dim_v));
+  return policy;
+}
+
 /// One row serves every GPU: this kernel is the readable second opinion, not the fast one. H200, bf16, head_dim 128, 32
 /// query and 8 KV heads, 2026-11: 64 sequences of 8,192 keys 2.25 ms, 21% of what the GPU can read; 1 of 1,024 keys 40 us.
 /// split_keys 256: 2.58 ms and 74 us; 64: 2.53 ms and 24 us, but 1 of 65,536 keys 529 us instead of 402 us.
-constexpr DecodePolicy choose_decode(int /*arch*/, int /*head_dim*/, int /*element_bytes*/) {
+constexpr DecodeSimtPolicy choose_decode_simt(int /*arch*/, int /*head_dim*/, int /*element_bytes*/) {
   return {.max_warps = 8, .query_tile = 4, .split_keys = 128, .ctas_per_sm = 16, .max_ctas = 1 << 16};
 }
 
@@ -77,7 +107,27 @@ inline constexpr int prefill_min_q_len = 16;
 /// The least arch that any kernel is built for.
 inline constexpr int min_arch = 80;
 
-constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& shape) {
+/// `shared_bytes_per_cta`: see prefill.
+constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& shape,
+                               std::size_t shared_bytes_per_cta = 99 * 1024) {
+  if (shape.arch < min_arch) return {"needs compute capability 8.0"};
+  if (shape.query_bytes != 2 || shape.element_bytes != 2) return {"q, K and V must be of 16-bit elements"};
+  if (shape.head_dim < 16 || shape.head_dim > 256 || shape.head_dim % 16 != 0)
+    return {"head_dim must be a multiple of 16 up to 256"};
+  if (shape.head_dim_v < 16 || shape.head_dim_v > 256 || shape.head_dim_v % 16 != 0)
+    return {"head_dim_v must be a multiple of 16 up to 256"};
+  if (policy.rows != 8 && policy.rows != 16) return {"a tile has 8 or 16 packed rows"};
+  if (policy.warps < 1 || policy.warps > 32) return {"a CTA has 1 to 32 warps"};
+  if (policy.stages < 2) return {"one stage is in flight while another is computed: at least 2"};
+  if (policy.ctas_per_sm < 1 || policy.min_slice_tiles < 1 || policy.piece_tiles < 1)
+    return {"ctas_per_sm, min_slice_tiles and piece_tiles must be at least 1"};
+  const std::size_t softmax_bytes = 8 * static_cast<std::size_t>(policy.warps * policy.rows) + 128;
+  const auto ring_bytes = static_cast<std::size_t>(decode_ring_bytes(policy, shape.head_dim, shape.head_dim_v));
+  if (ring_bytes + softmax_bytes > shared_bytes_per_cta) return {"the rings of stages do not fit in shared memory"};
+  return {};
+}
+
+constexpr Support is_supported(const DecodeSimtPolicy& policy, const KernelShape& shape) {
   if (shape.arch < min_arch) return {"needs compute capability 8.0"};
   if (shape.head_dim < 1 || shape.head_dim > 256) return {"head_dim must be 1 to 256"};
   if (shape.head_dim_v < 1 || shape.head_dim_v > 256) return {"head_dim_v must be 1 to 256"};

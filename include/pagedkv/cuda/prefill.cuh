@@ -30,16 +30,6 @@ namespace cuda {
 
 namespace detail {
 
-/// Do all rows of the last axis start at a multiple of `bytes`?
-template <class T, int Rank, Space S>
-bool rows_aligned(const View<T, Rank, S>& view, std::size_t bytes) {
-  bool aligned = reinterpret_cast<std::uintptr_t>(view.data) % bytes == 0;
-  for (int axis = 0; axis < Rank - 1; ++axis)
-    aligned &= view.extents[axis] <= 1 ||
-               view.strides[axis] * static_cast<std::int64_t>(sizeof(T)) % static_cast<std::int64_t>(bytes) == 0;
-  return aligned;
-}
-
 template <class Problem>
 inline constexpr bool prefill_takes_types =
     (std::is_same_v<typename Problem::Query, bf16> || std::is_same_v<typename Problem::Query, f16>)&&std::is_same_v<
@@ -57,10 +47,10 @@ Support prefill_support(const Problem& problem, const DeviceInfo& device) {
       is_supported(choose_prefill(device.arch, max(head_dim, head_dim_v), 2),
                    {.arch = device.arch, .head_dim = head_dim, .head_dim_v = head_dim_v}, device.shared_bytes_per_cta);
   if (!support) return support;
-  if (!detail::rows_aligned(problem.q, 16)) return {"rows of q must start at multiples of 16 bytes"};
-  if (!detail::rows_aligned(problem.kv.k, 16)) return {"rows of K must start at multiples of 16 bytes"};
-  if (!detail::rows_aligned(problem.kv.v, 16)) return {"rows of V must start at multiples of 16 bytes"};
-  if (!detail::rows_aligned(problem.out, 4)) return {"rows of out must start at multiples of 4 bytes"};
+  if (!rows_aligned(problem.q, 16)) return {"rows of q must start at multiples of 16 bytes"};
+  if (!rows_aligned(problem.kv.k, 16)) return {"rows of K must start at multiples of 16 bytes"};
+  if (!rows_aligned(problem.kv.v, 16)) return {"rows of V must start at multiples of 16 bytes"};
+  if (!rows_aligned(problem.out, 4)) return {"rows of out must start at multiples of 4 bytes"};
   return {};
 }
 

@@ -57,7 +57,7 @@ class Workspace {
         device_(this_device()),
         tables_(table_bytes(options), options.num_buffers),
         step_(step_bytes(options), options.num_buffers),
-        outputs_(size(options.max_partials) * size(options.head_dim_v)),
+        outputs_(size(options.max_partials) * size(round_up(options.head_dim_v, 4))),
         softmax_(size(options.max_partials)),
         arrivals_(size(options.max_partials)) {}
 
@@ -125,7 +125,7 @@ class Workspace {
 
   /// For launchers: where splits wait to be merged.
   Partials partials() const {
-    const std::int64_t capacity = options_.max_partials, columns = options_.head_dim_v;
+    const std::int64_t capacity = options_.max_partials, columns = round_up(options_.head_dim_v, 4);
     return {.outputs = dense_view<Space::device>(outputs_.data(), {capacity, columns}),
             .softmax = dense_view<Space::device>(softmax_.data(), {capacity}),
             .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity})};
@@ -174,7 +174,7 @@ class Workspace {
   DeviceInfo device_;
   StagedArray tables_;  // kv_len [max_seqs], query_begin [max_seqs + 1], block_ids [max_seqs, max_blocks_per_seq]
   StagedArray step_;    // slots [max_tokens], copies [max_copies]
-  DeviceArray<float> outputs_;  // [max_partials, head_dim_v]
+  DeviceArray<float> outputs_;  // [max_partials, head_dim_v in steps of 16 bytes]
   DeviceArray<OnlineSoftmax> softmax_;
   DeviceArray<unsigned> arrivals_;
 };

@@ -33,7 +33,7 @@ struct DecodeSchedule {
 };
 
 template <Space S>
-constexpr DecodeSchedule schedule_decode(const DecodePolicy& policy, const TablesView<S>& tables,
+constexpr DecodeSchedule schedule_decode(const DecodeSimtPolicy& policy, const TablesView<S>& tables,
                                          const DecodeShape& shape, int num_sms, std::int64_t max_partials) {
   DecodeSchedule schedule;
   const int query_tile = min(policy.query_tile, max(1, tables.max_q_len));

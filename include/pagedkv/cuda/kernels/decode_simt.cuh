@@ -34,7 +34,7 @@ namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
 
-template <int HeadDim, int HeadDimV, DecodePolicy Policy>
+template <int HeadDim, int HeadDimV, DecodeSimtPolicy Policy>
 struct DecodeSimtConfig {
   static constexpr int lanes = 32;
   static constexpr unsigned all_lanes = 0xffffffffu;
@@ -290,7 +290,8 @@ __global__ void __launch_bounds__(Config::max_threads, Config::min_ctas_per_sm)
       if (num_shares == 1) finish_row(problem, variant, row, state);
     }
 
-    if (num_shares == 1 || !is_last_to_arrive(partials.arrivals(group), num_shares)) continue;
+    __shared__ bool is_last;
+    if (num_shares == 1 || !is_last_to_arrive(partials.arrivals(group), num_shares, is_last)) continue;
     for (int pair = warp; pair < num_pairs; pair += num_warps) {
       const QueryRow<Config> row = load_query<Config>(problem, first.rows, pair, kv_head, kv_len);
       RowState<Config> state;

@@ -22,9 +22,8 @@ struct Partials {
 };
 
 /// Called by all threads of a CTA when its partials are written: true in the last of `num_ctas` CTAs to come, which
-/// then sees the partials of the others. The counter is back at 0 for the next launch.
-__device__ inline bool is_last_to_arrive(unsigned& arrivals, int num_ctas) {
-  __shared__ bool is_last;
+/// then sees the partials of the others. The counter is back at 0 for the next launch. `is_last` is in shared memory.
+__device__ inline bool is_last_to_arrive(unsigned& arrivals, int num_ctas, bool& is_last) {
   __syncthreads();  // all of this CTA's partials are written
   if (threadIdx.x == 0) {
     __threadfence();  // ... and seen by whoever sees the counter

@@ -29,6 +29,7 @@
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/core/view.hpp"
+#include "pagedkv/cuda/kernels/paged_rows.cuh"
 #include "pagedkv/cuda/policy.hpp"
 #include "pagedkv/cuda/ptx/convert.cuh"
 #include "pagedkv/cuda/ptx/cp_async.cuh"
@@ -76,9 +77,6 @@ struct PrefillSm80Config {
 
 namespace detail {
 
-__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % 32; }
-__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
-
 /// What one CTA works on.
 struct PrefillTile {
   QueryRows rows;  // of the sequence's queries in this call
@@ -104,8 +102,7 @@ __device__ __forceinline__ PrefillTile make_tile(const Problem& problem, const V
   tile.kv_head = tile.q_head / problem.group_size();
   tile.offset = kv_len - q_len;
   tile.first_token = problem.tables.query_begin(sequence);
-  tile.seen =
-      cover(variant.keys(tile.rows.begin + tile.offset, kv_len), variant.keys(tile.rows.end - 1 + tile.offset, kv_len));
+  tile.seen = seen_keys(variant, tile.rows.begin + tile.offset, tile.rows.end - 1 + tile.offset, kv_len);
   return tile;
 }
 
@@ -123,13 +120,6 @@ __device__ __forceinline__ void fetch_queries(typename Config::SharedMemory& sha
   }
 }
 
-/// Where a lane's key lies in the pool.
-struct PagedRow {
-  std::int64_t block = 0;
-  int slot = 0;
-  bool live = false;
-};
-
 /// A key that nobody can see, or whose block is gone, is dead: its table entry may hold any bits.
 template <class Problem>
 __device__ __forceinline__ PagedRow find_row(const Problem& problem, const PrefillTile& tile, int key) {
@@ -140,35 +130,16 @@ __device__ __forceinline__ PagedRow find_row(const Problem& problem, const Prefi
   return {block, key % block_size, true};
 }
 
-/// Starts copying a warp's share of a tile of K or V, `Rows` rows from `first` on: lane r knows the place of the
-/// share's row r and tells the others. Dead rows become zeros: a weight of 0 would not silence a NaN in V.
-template <class Tile, int Rows, class T, Space S>
-__device__ __forceinline__ void fetch_rows(T* shared_tile, int first, const View<const T, 4, S>& pool, int kv_head,
-                                           const PagedRow& mine) {
-  const std::int64_t offset = mine.block * pool.strides[0] + kv_head * pool.strides[1] + mine.slot * pool.strides[2];
-  const unsigned live = __ballot_sync(~0u, mine.live);
-  constexpr int num_chunks = Rows * Tile::chunks_per_row;
-#pragma unroll 2  // more costs registers that the output needs
-  for (int i = 0; i < num_chunks; i += 32) {
-    const int row = (i + lane_id()) / Tile::chunks_per_row;
-    const int column = (i + lane_id()) % Tile::chunks_per_row * Tile::chunk;
-    const std::int64_t row_offset = __shfl_sync(~0u, offset, row % Rows);
-    if (row < Rows) {
-      ptx::cp_async_16(&shared_tile[Tile::offset(first + row, column)], pool.data + row_offset + column,
-                       (live >> row & 1u) != 0);
-    }
-  }
-}
-
 /// Starts copying the keys [begin, begin + key_tile) and their values into one stage, all warps together.
 template <class Config, class Problem>
 __device__ __forceinline__ void fetch_keys(typename Config::SharedMemory& shared, int stage, const Problem& problem,
                                            const PrefillTile& tile, int begin) {
   constexpr int rows = Config::keys_per_warp;
   const int first = warp_id() * rows;
+  // Unrolled by 2: more costs registers that the output needs.
   const PagedRow mine = find_row(problem, tile, begin + first + lane_id() % rows);
-  fetch_rows<typename Config::KeyTile, rows>(shared.keys[stage], first, problem.kv.k, tile.kv_head, mine);
-  fetch_rows<typename Config::ValueTile, rows>(shared.values[stage], first, problem.kv.v, tile.kv_head, mine);
+  fetch_rows<typename Config::KeyTile, rows, 2>(shared.keys[stage], first, problem.kv.k, tile.kv_head, mine);
+  fetch_rows<typename Config::ValueTile, rows, 2>(shared.values[stage], first, problem.kv.v, tile.kv_head, mine);
 }
 
 /// S = Q K^T for the warp's rows and one tile of keys.

@@ -1,0 +1,173 @@
+// The decode kernel's own source, run on the host by emulated warps, against the reference.
+// clang-format off
+#include "support/warp_emulator.hpp"  // before the kernel: it defines CUDA's words
+// clang-format on
+
+#include "pagedkv/cuda/kernels/decode_sm80.cuh"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "pagedkv/core/math.hpp"
+#include "pagedkv/core/view.hpp"
+#include "pagedkv/cuda/policy.hpp"
+#include "support/problem_generator.hpp"
+#include "support/rules.hpp"
+#include "support/tolerance.hpp"
+
+// What `extern __shared__` names.
+namespace pagedkv {
+inline namespace v0 {
+namespace cuda {
+namespace detail {}
+alignas(128) unsigned char shared_bytes[99 * 1024];
+}  // namespace cuda
+}  // namespace v0
+}  // namespace pagedkv
+
+namespace {
+
+using namespace pagedkv;
+using namespace pagedkv_test;
+
+/// Partials that outlive a launch, poisoned.
+struct Scratch {
+  std::int64_t rows;
+  int head_dim_v;
+  std::vector<float> outputs;
+  std::vector<OnlineSoftmax> softmax;
+  std::vector<unsigned> arrivals;
+
+  Scratch(std::int64_t num_rows, int columns)
+      : rows(num_rows),
+        head_dim_v(columns),
+        outputs(static_cast<std::size_t>(num_rows * columns), std::numeric_limits<float>::quiet_NaN()),
+        softmax(static_cast<std::size_t>(num_rows), {std::numeric_limits<float>::quiet_NaN(), 0.f}),
+        arrivals(static_cast<std::size_t>(num_rows), 0u) {}
+
+  cuda::Partials view() {
+    return {.outputs = dense_view<Space::device>(outputs.data(), {rows, std::int64_t{head_dim_v}}),
+            .softmax = dense_view<Space::device>(softmax.data(), {rows}),
+            .arrivals = dense_view<Space::device>(arrivals.data(), {rows})};
+  }
+};
+
+struct Cutting {
+  int max_slices = 7;
+  bool unit_pieces = false;
+  int unit_tiles = 1;
+  std::int64_t num_partials = 4096;  // rows
+  int min_slice_units = 1;
+};
+
+/// Runs the grid, one CTA after another.
+template <class Config, class Problem, AttentionVariant V>
+void launch(const Problem& problem, const V& variant, const Cutting& cutting) {
+  static_assert(sizeof(typename Config::SharedMemory) <= sizeof(cuda::shared_bytes));
+  const int rows = max(1, problem.tables.max_q_len) * problem.group_size();
+  const cuda::DecodeCut cut{.num_seqs = problem.tables.num_seqs(),
+                            .tiles_per_seq = ceil_div(rows, Config::rows),
+                            .tile_rows = Config::rows,
+                            .kv_heads = problem.kv_heads(),
+                            .group_size = problem.group_size(),
+                            .unit_keys = cutting.unit_tiles * Config::key_tile,
+                            .unit_pieces = cutting.unit_pieces,
+                            .min_slice_units = cutting.min_slice_units,
+                            .max_slices = cutting.max_slices,
+                            .max_pieces = cutting.num_partials / Config::rows};
+  Scratch scratch(cutting.num_partials, Config::head_dim_v);
+  emulated_grid.x = static_cast<unsigned>(cutting.max_slices);
+  for (emulated_cta.x = 0; emulated_cta.x < emulated_grid.x; ++emulated_cta.x)
+    emulator.run(Config::threads,
+                 [&] { cuda::paged_decode_sm80_kernel<Config>(problem, variant, cut, scratch.view()); });
+  REQUIRE(std::ranges::all_of(scratch.arrivals, [](unsigned count) { return count == 0; }));
+}
+
+template <class T, int HeadDim, int HeadDimV = HeadDim, int Rows = 8>
+using Config = cuda::DecodeSm80Config<T, HeadDim, HeadDimV, cuda::choose_decode(80, HeadDim, HeadDimV, Rows)>;
+
+template <class Config, class V>
+void check(GeneratedProblem<typename Config::Element>& generated, const V& variant, const Cutting& cutting = {}) {
+  using T = typename Config::Element;
+  generated.clear_outputs();
+  launch<Config>(generated.problem(), variant, cutting);
+  const std::string difference =
+      mismatch(generated, expected_of(generated, variant), out_tolerance<T>(rounding_unit<T>()));
+  REQUIRE_MESSAGE(difference.empty(), difference);
+}
+
+template <class T, int HeadDim, int HeadDimV = HeadDim>
+GeneratedProblem<T> generate(std::uint64_t seed,
+                             ShapeLimits limits = {
+                                 .max_seqs = 3, .max_kv_len = 500, .max_q_len = 3, .max_group_size = 5}) {
+  ProblemShape shape = random_shape(seed, limits);
+  shape.head_dim = HeadDim;
+  shape.head_dim_v = HeadDimV;
+  return GeneratedProblem<T>(shape);
+}
+
+template <class T, int HeadDim, int HeadDimV = HeadDim, int Rows = 8>
+void check_causal(int num_problems) {
+  for (int seed = 0; seed < num_problems; ++seed) {
+    CAPTURE(seed);
+    auto generated = generate<T, HeadDim, HeadDimV>(static_cast<std::uint64_t>(seed));
+    check<Config<T, HeadDim, HeadDimV, Rows>>(generated, Causal{});
+  }
+}
+
+}  // namespace
+
+TEST_CASE("the decode kernel gives the reference's results under every rule and every model's chain") {
+  for (std::uint64_t seed = 100; seed < 104; ++seed) {
+    auto generated = generate<bf16, 16>(seed);
+    const Rules<Space::host> rules{.slopes = generated.slopes.data(), .sinks = generated.sinks.data()};
+    const auto check_rule = [&](const char* name, const auto& rule) {
+      CAPTURE(name);
+      check<Config<bf16, 16>>(generated, rule);
+    };
+    rules.for_each(check_rule);
+    rules.for_each_model_chain(check_rule);
+  }
+}
+
+TEST_CASE("the decode kernel gives the reference's results for ragged batches of common head sizes") {
+  check_causal<bf16, 64>(6);
+  check_causal<bf16, 128>(4);
+  check_causal<bf16, 128, 128, 16>(4);
+}
+
+TEST_CASE("the decode kernel gives the reference's results for the largest, odd and unequal head sizes and for f16") {
+  check_causal<f16, 64>(1);
+  check_causal<bf16, 256>(1);
+  check_causal<bf16, 80>(1);
+  check_causal<bf16, 48, 112>(1);
+  check_causal<bf16, 192, 128, 16>(1);
+}
+
+TEST_CASE("the decode kernel gives the reference's results however the keys are cut into slices") {
+  auto generated = generate<bf16, 32>(3, {.max_seqs = 4, .max_kv_len = 1500, .max_q_len = 2, .max_group_size = 4});
+  for (const int max_slices : {1, 2, 3, 40, 1000}) {
+    for (const bool unit_pieces : {false, true}) {
+      for (const int unit_tiles : {1, 3}) {
+        for (const std::int64_t num_partials : {16, 40000}) {
+          CAPTURE(max_slices);
+          CAPTURE(unit_pieces);
+          CAPTURE(unit_tiles);
+          CAPTURE(num_partials);
+          check<Config<bf16, 32>>(
+              generated, Causal{},
+              {.max_slices = unit_pieces ? min<int>(max_slices, static_cast<int>(num_partials / 8)) : max_slices,
+               .unit_pieces = unit_pieces,
+               .unit_tiles = unit_tiles,
+               .num_partials = num_partials});
+        }
+      }
+    }
+  }
+}
