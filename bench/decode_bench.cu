@@ -1,185 +1,93 @@
-// Decode attention on the GPU: bytes of K and V per second, each counted once, against the rate at which the same GPU can
-// only read memory.
-#include <benchmark/benchmark.h>
-#include <cuda_runtime.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <numeric>
-#include <random>
+// Decode attention on the GPU, bf16 and head_dim 128: time of a call in a CUDA graph of calls on cold K and V, against the
+// time of only reading them and against other projects' best kernels. Choose groups with --benchmark_filter=^grid/.
+#include <initializer_list>
 #include <string>
 #include <vector>
 
-#include "pagedkv/attention/problem.hpp"
-#include "pagedkv/attention/variants.hpp"
 #include "pagedkv/core/dtype.hpp"
-#include "pagedkv/core/view.hpp"
-#include "pagedkv/cuda/decode.cuh"
-#include "pagedkv/cuda/memory.cuh"
-#include "pagedkv/cuda/pool.cuh"
-#include "pagedkv/cuda/workspace.cuh"
+#include "pagedkv/cuda/launch.cuh"
+#include "pagedkv/storage/kv_layout.hpp"
+#include "support/decode_case.cuh"
+#include "support/decode_main.cuh"
+#include "support/lengths.hpp"
 
 namespace {
 
-using namespace pagedkv;
-using cuda::check;
+using namespace bench;
+using pagedkv::KvOrder;
+using pagedkv::cuda::Launch;
 
-constexpr int block_size = 16, kv_heads = 8, group_size = 4, head_dim = 128, q_heads = kv_heads * group_size;
-constexpr std::int64_t rotation_bytes = std::int64_t{512} << 20;  // several times any L2: what is read is cold
+void add(const DecodeCase& c) { add_case<128, pagedkv::bf16>(c); }
 
-/// Values in [-1, 1]: zeros draw less power and run faster than data do.
-__global__ void fill_kernel(bf16* data, std::int64_t size) {
-  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
-    const auto hash = static_cast<std::uint32_t>(i) * 2654435761u;
-    data[i] = from_float<bf16>(static_cast<float>(hash >> 8) * 0x1p-23f - 1.f);
-  }
+/// The batches on which the peers were measured, for one pair of head counts: all that fit in 16 GiB of K and as much of V.
+void add_grid(int q_heads, int kv_heads) {
+  for (const int num_seqs : {1, 8, 32, 128})
+    for (const int kv_len : {1024, 4096, 16384, 65536})
+      if (const DecodeCase c{"grid", q_heads, kv_heads, equal_lengths(num_seqs, kv_len)};
+          c.kv_bytes(128) <= std::int64_t{32} << 30)
+        add(c);
 }
 
-__global__ void read_kernel(const uint4* data, std::int64_t size, unsigned* never) {
-  unsigned sum = 0;
-#pragma unroll 8
-  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < size; i += gridDim.x * blockDim.x) {
-    const uint4 x = data[i];
-    sum ^= x.x ^ x.y ^ x.z ^ x.w;
+// Seconds are of an H200.
+void add_cases() {
+  add_grid(32, 8);  // all four: 25 s
+  add_grid(64, 8);
+  add_grid(32, 32);
+  add_grid(8, 1);
+
+  for (const int q_heads : {32, 64})  // 8 s
+    for (const Lengths& lengths : mixed_lengths()) add({"mixed", q_heads, 8, lengths});
+
+  const std::vector<Lengths> few_points = {equal_lengths(1, 4096), equal_lengths(8, 4096), equal_lengths(32, 4096),
+                                           equal_lengths(128, 1024)};
+  for (const Lengths& lengths : few_points) {  // each of these groups: 5 s
+    for (const int block_size : {1, 4, 8, 16, 32, 64, 128})
+      add({.group = "block_size", .q_heads = 32, .kv_heads = 8, .lengths = lengths, .block_size = block_size});
+    for (const int block_size : {1, 16, 64})
+      for (const KvOrder order : {KvOrder::hnd, KvOrder::nhd})
+        add({.group = "order",
+             .q_heads = 32,
+             .kv_heads = 8,
+             .lengths = lengths,
+             .block_size = block_size,
+             .order = order});
+    for (const int group_size : {1, 2, 3, 4, 5, 7, 8, 16}) add({"group_size", 8 * group_size, 8, lengths});
+    for (const int q_len : {1, 2, 4, 8}) add({"q_len", 32, 8, lengths, q_len});
   }
-  if (sum == 0x12345678u) *never = sum;
+
+  std::vector<Lengths> points = few_points;  // 5 s each
+  points.insert(points.end(), {equal_lengths(1, 1024), equal_lengths(1, 16384), equal_lengths(8, 1024),
+                               equal_lengths(32, 1024), one_long(32, 1024, 5, 65536), log_normal_lengths(32, 4)});
+  for (const Lengths& lengths : points) {
+    for (const Launch launch : {Launch::overlap_previous, Launch::after_previous})
+      add({.group = "launch", .q_heads = 32, .kv_heads = 8, .lengths = lengths, .launch = launch});
+    for (const bool invariant : {false, true})
+      add({.group = "invariant", .q_heads = 32, .kv_heads = 8, .lengths = lengths, .batch_invariant = invariant});
+  }
+
+  for (const Lengths& lengths : {equal_lengths(1, 1024), equal_lengths(1, 4096), equal_lengths(8, 1024)})  // 1 s
+    add({.group = "hot", .q_heads = 32, .kv_heads = 8, .lengths = lengths, .hot = true});
+
+  for (const Lengths& lengths :  // 10 s
+       {equal_lengths(256, 1024), equal_lengths(1024, 1024), equal_lengths(4096, 256), equal_lengths(16384, 64)})
+    add({"batch", 32, 8, lengths});
+
+  // What FlashInfer's bench_batch_decode.py runs (NHD; 15 s) and vLLM's benchmark_paged_attention.py by default.
+  for (const int num_seqs : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512})
+    for (const int kv_len : {512, 1024, 2048, 4096, 8192, 16384})
+      add({.group = "flashinfer",
+           .q_heads = 32,
+           .kv_heads = 4,
+           .lengths = equal_lengths(num_seqs, kv_len),
+           .order = KvOrder::nhd});
+  for (const int block_size : {16, 32})
+    add({.group = "vllm", .q_heads = 64, .kv_heads = 8, .lengths = equal_lengths(8, 4096), .block_size = block_size});
+
+  // Long enough to watch clocks and power beside: nvidia-smi --query-gpu=clocks.sm,power.draw --format=csv -lms 100.
+  for (const Lengths& lengths : {equal_lengths(1, 4096), equal_lengths(32, 4096), equal_lengths(32, 16384)})  // 8 s
+    add({.group = "sustained", .q_heads = 32, .kv_heads = 8, .lengths = lengths, .seconds = 2.});
 }
-
-/// Whatever `enqueue` puts on a stream, captured once and replayed.
-class Graph {
- public:
-  template <class Enqueue>
-  explicit Graph(Enqueue&& enqueue) {
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
-    check(cudaEventCreate(&start_), "event");
-    check(cudaEventCreate(&stop_), "event");
-    cudaGraph_t graph = nullptr;
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture");
-    enqueue(stream_);
-    check(cudaStreamEndCapture(stream_, &graph), "capture");
-    check(cudaGraphInstantiate(&graph_, graph, 0), "instantiate");
-    check(cudaGraphDestroy(graph), "graph");
-  }
-  ~Graph() {
-    static_cast<void>(cudaGraphExecDestroy(graph_));
-    static_cast<void>(cudaEventDestroy(start_));
-    static_cast<void>(cudaEventDestroy(stop_));
-    static_cast<void>(cudaStreamDestroy(stream_));
-  }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-
-  double seconds() {
-    float milliseconds = 0;
-    check(cudaEventRecord(start_, stream_), "replay");
-    check(cudaGraphLaunch(graph_, stream_), "replay");
-    check(cudaEventRecord(stop_, stream_), "replay");
-    check(cudaEventSynchronize(stop_), "replay");
-    check(cudaEventElapsedTime(&milliseconds, start_, stop_), "replay");
-    return milliseconds / 1e3;
-  }
-
- private:
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t start_ = nullptr, stop_ = nullptr;
-  cudaGraphExec_t graph_ = nullptr;
-};
-
-/// Bytes per second of reading 2 GiB, the median of 9; measured once.
-double read_rate() {
-  static const double rate = [] {
-    const cuda::DeviceArray<uint4> data((std::size_t{2} << 30) / sizeof(uint4));
-    const cuda::DeviceArray<unsigned> never(1);
-    const int num_ctas = 8 * cuda::this_device().num_sms;
-    Graph graph([&](cudaStream_t stream) {
-      read_kernel<<<num_ctas, 256, 0, stream>>>(data.data(), static_cast<std::int64_t>(data.size()), never.data());
-    });
-    std::vector<double> seconds(9);
-    for (double& s : seconds) s = graph.seconds();
-    std::nth_element(seconds.begin(), seconds.begin() + 4, seconds.end());
-    return static_cast<double>(data.size_bytes()) / seconds[4];
-  }();
-  return rate;
-}
-
-template <class T>
-cuda::DeviceArray<T> to_device(const std::vector<T>& elements) {
-  cuda::DeviceArray<T> copy(elements.size());
-  check(cudaMemcpy(copy.data(), elements.data(), copy.size_bytes(), cudaMemcpyHostToDevice), "to_device");
-  return copy;
-}
-
-void decode(benchmark::State& state) {
-  if (int num_gpus = 0; cudaGetDeviceCount(&num_gpus) != cudaSuccess || num_gpus == 0)
-    return state.SkipWithError("no GPU");
-  const auto num_seqs = static_cast<int>(state.range(0)), kv_len = static_cast<int>(state.range(1));
-  const int blocks_per_seq = kv_len / block_size;
-  const std::int64_t call_bytes = std::int64_t{num_seqs} * kv_len * kv_heads * head_dim * 2 * 2;
-  const int num_layers = static_cast<int>(std::max<std::int64_t>(1, rotation_bytes / call_bytes));
-  cuda::KvPool<bf16> pool({.num_layers = num_layers,
-                           .num_blocks = num_seqs * blocks_per_seq,
-                           .kv_heads = kv_heads,
-                           .block_size = block_size,
-                           .head_dim = head_dim});
-  bf16* const elements = pool.layers().first.k.data;
-  fill_kernel<<<1024, 256>>>(elements, static_cast<std::int64_t>(pool.size_bytes() / sizeof(bf16)));
-  check(cudaDeviceSynchronize(), "fill");
-
-  std::vector<std::int32_t> block_ids(static_cast<std::size_t>(num_seqs * blocks_per_seq)), query_begin;
-  std::iota(block_ids.begin(), block_ids.end(), 0);
-  std::shuffle(block_ids.begin(), block_ids.end(), std::mt19937(1));
-  for (int s = 0; s <= num_seqs; ++s) query_begin.push_back(s);
-  const std::vector<std::int32_t> kv_lens(static_cast<std::size_t>(num_seqs), kv_len);
-  cuda::Workspace workspace(
-      {.max_seqs = num_seqs, .max_blocks_per_seq = blocks_per_seq, .max_partials = 1 << 17, .head_dim_v = head_dim});
-  const auto tables = workspace.upload({.block_ids = dense_view(block_ids.data(), {num_seqs, blocks_per_seq}),
-                                        .kv_len = dense_view(kv_lens.data(), {num_seqs}),
-                                        .query_begin = dense_view(query_begin.data(), {num_seqs + 1}),
-                                        .max_q_len = 1,
-                                        .max_kv_len = kv_len},
-                                       nullptr);
-  const auto q =
-      to_device(std::vector<bf16>(static_cast<std::size_t>(num_seqs * q_heads * head_dim), from_float<bf16>(.5f)));
-  const cuda::DeviceArray<bf16> out(q.size());
-  check(cudaDeviceSynchronize(), "upload");
-
-  Graph graph([&](cudaStream_t stream) {
-    for (int layer = 0; layer < num_layers; ++layer) {
-      const AttentionProblem<Space::device, bf16> problem{
-          .q = dense_view<Space::device>(static_cast<const bf16*>(q.data()), {num_seqs, q_heads, head_dim}),
-          .kv = pool.layer(layer),
-          .tables = tables,
-          .out = dense_view<Space::device>(out.data(), {num_seqs, q_heads, head_dim}),
-          .lse = {},
-          .scale = 1 / std::sqrt(static_cast<float>(head_dim))};
-      cuda::decode<head_dim>(problem, Causal{}, workspace, stream);
-    }
-  });
-  for (int i = 0; i < 3; ++i) graph.seconds();
-  double total = 0;
-  for (auto _ : state) {
-    const double seconds = graph.seconds() / num_layers;
-    state.SetIterationTime(seconds);
-    total += seconds;
-  }
-  const double rate = static_cast<double>(call_bytes) * static_cast<double>(state.iterations()) / total;
-  state.counters["GB/s"] = rate / 1e9;
-  state.counters["reading_GB/s"] = read_rate() / 1e9;
-  state.counters["of_reading_%"] = 100 * rate / read_rate();
-}
-BENCHMARK(decode)
-    ->ArgNames({"num_seqs", "kv_len"})
-    ->Args({1, 1024})
-    ->Args({1, 8192})
-    ->Args({1, 65536})
-    ->Args({16, 1024})
-    ->Args({16, 8192})
-    ->Args({64, 1024})
-    ->Args({64, 8192})
-    ->Args({256, 1024})
-    ->UseManualTime()
-    ->Unit(benchmark::kMicrosecond)
-    ->Iterations(30);
 
 }  // namespace
+
+int main(int argc, char** argv) { return bench::decode_main(argc, argv, PAGEDKV_BENCH_PEERS, add_cases); }
