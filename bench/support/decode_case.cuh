@@ -153,9 +153,10 @@ class DecodeBatch {
 
 /// What is measured.
 template <int HeadDim, class Problem>
-void enqueue_decode(const Problem& problem, const DecodeCase&, pagedkv::cuda::Workspace& workspace,
+void enqueue_decode(const Problem& problem, const DecodeCase& c, pagedkv::cuda::Workspace& workspace,
                     cudaStream_t stream) {
-  pagedkv::cuda::decode<HeadDim>(problem, pagedkv::Causal{}, workspace, stream);
+  pagedkv::cuda::decode<HeadDim>(problem, pagedkv::Causal{}, workspace, stream,
+                                 {.launch = c.launch, .batch_invariant = c.batch_invariant});
 }
 
 /// Checks and times one case; the row goes to the table, the counters to Google Benchmark.

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Draws decode's speed against the size of K and V, between the ceiling, the floor of each size, and the best peers.
+
+usage: plots.py [--out FILE.svg] [RESULT.json ...]     results: decode_bench --benchmark_filter='^(grid|mixed)/'
+--benchmark_out=RESULT.json; by default those of bench/results/h200, drawn beside them. Needs matplotlib."""
+import argparse
+import csv
+import json
+import pathlib
+import sys
+
+BENCH = pathlib.Path(__file__).resolve().parent
+HEADS = ((32, 8), (64, 8), (32, 32), (8, 1))
+
+
+def read_results(paths):
+    """The grid's and the mixed batches' counters by (q_heads, kv_heads, lengths); other benchmarks' files have none."""
+    points = {}
+    for path in paths:
+        for run in json.loads(path.read_text()).get("benchmarks", []):
+            parts = run["name"].split("/")
+            if parts[0] not in ("grid", "mixed") or run.get("error_occurred"):
+                continue
+            q_heads, kv_heads = (int(n) for n in parts[1].split("_"))
+            points[q_heads, kv_heads, parts[2]] = run
+    return points
+
+
+def read_peers(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return {(int(row["q_heads"]), int(row["kv_heads"]), row["lengths"]): row for row in csv.DictReader(lines)}
+
+
+def is_mixed(key):
+    batch, _, length = key[2].partition("x")
+    return not (batch.isdigit() and length.isdigit())
+
+
+def draw_panel(axes, heads, points, peers):
+    own = {key: run for key, run in points.items() if key[:2] == heads}
+    by_size = sorted(own.values(), key=lambda run: run["kv_MB"])
+    floors = {run["kv_MB"]: run["kv_MB"] / run["floor_us"] * 1e3 for run in by_size}
+    axes.axhline(by_size[0]["ceiling_GB/s"], color="0.4", linestyle="--", linewidth=1, label="one long read")
+    axes.plot(floors.keys(), floors.values(), color="0.6", linewidth=1.5, label="only reading as much")
+    for mixed in (False, True):
+        keys = [key for key in own if is_mixed(key) == mixed]
+        label = " (mixed lengths)" if mixed else ""
+        rated = [key for key in keys if key in peers]
+        axes.plot([own[key]["kv_MB"] for key in rated],
+                  [own[key]["kv_MB"] / float(peers[key]["best_peer_us"]) * 1e3 for key in rated],
+                  "s", color="tab:orange", markersize=5, fillstyle="none" if mixed else "full",
+                  label="best paged peer" + label if rated else None)
+        axes.plot([own[key]["kv_MB"] for key in keys], [own[key]["GB/s"] for key in keys],
+                  "o", color="tab:blue", markersize=5, fillstyle="none" if mixed else "full",
+                  label="pagedkv" + label if keys else None)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.9")
+    axes.set_title(f"{heads[0]} query heads, {heads[1]} KV head{'s' if heads[1] > 1 else ''}", fontsize=10)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", nargs="*", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, default=BENCH / "results/h200/decode.svg")
+    arguments = parser.parse_args()
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plots: matplotlib is not installed (Debian and Ubuntu: apt install python3-matplotlib)")
+        return 0
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    points = read_results(arguments.results or sorted((BENCH / "results/h200").glob("decode*.json")))
+    heads = [pair for pair in HEADS if any(key[:2] == pair for key in points)]
+    if not heads:
+        print("no plots: no result holds decode's grid")
+        return 0
+    peers = read_peers(BENCH / "peers/h200_decode.csv")
+    matplotlib.rcParams.update({"svg.hashsalt": "pagedkv", "font.size": 9})  # the same data, the same file
+    columns = min(2, len(heads))
+    rows = (len(heads) + columns - 1) // columns
+    figure, panels = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), sharey=True, squeeze=False)
+    for axes in panels.flat[len(heads):]:
+        axes.set_visible(False)
+    for axes, pair in zip(panels.flat, heads):
+        draw_panel(axes, pair, points, peers)
+    for axes in panels[-1]:
+        axes.set_xlabel("K and V of a call, MB")
+    for row in panels:
+        row[0].set_ylabel("GB/s, K and V counted once")
+    panels[0][0].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(arguments.out, metadata={"Date": None})
+    print(arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
