@@ -2,7 +2,8 @@
 """Draws decode's speed against the size of K and V, between the ceiling, the floor of each size, and the best peers.
 
 usage: plots.py [--out FILE.svg] [RESULT.json ...]     results: decode_bench --benchmark_filter='^(grid|mixed)/'
---benchmark_out=RESULT.json; by default those of bench/results/h200, drawn beside them. Needs matplotlib."""
+--benchmark_out=RESULT.json, or what keep.py made of them; by default those of bench/results/h200, drawn beside them.
+Needs matplotlib."""
 import argparse
 import csv
 import json
@@ -17,9 +18,10 @@ def read_results(paths):
     """The grid's and the mixed batches' counters by (q_heads, kv_heads, lengths); other benchmarks' files have none."""
     points = {}
     for path in paths:
-        for run in json.loads(path.read_text()).get("benchmarks", []):
-            parts = run["name"].split("/")
-            if parts[0] not in ("grid", "mixed") or run.get("error_occurred"):
+        result = json.loads(path.read_text())
+        for run in result.get("benchmarks", result.get("rows", [])):
+            parts = run.get("name", "").split("/")
+            if parts[0] not in ("grid", "mixed") or "us" not in run:  # a case that failed has no time
                 continue
             q_heads, kv_heads = (int(n) for n in parts[1].split("_"))
             points[q_heads, kv_heads, parts[2]] = run
@@ -78,7 +80,8 @@ def main():
         print("no plots: no result holds decode's grid")
         return 0
     peers = read_peers(BENCH / "peers/h200_decode.csv")
-    matplotlib.rcParams.update({"svg.hashsalt": "pagedkv", "font.size": 9})  # the same data, the same file
+    # The same data, the same file; text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "pagedkv", "svg.fonttype": "none", "font.size": 9})
     columns = min(2, len(heads))
     rows = (len(heads) + columns - 1) // columns
     figure, panels = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), sharey=True, squeeze=False)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds and runs every benchmark that this machine can run; the figures go to the terminal and to build/bench/*.json.
+# Builds and runs every benchmark that this machine can run; the figures go to the terminal and to build/bench/*.json,
+# decode's also to build/bench/decode.svg.
 # Arguments go to each program, e.g. --benchmark_filter=fork.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,3 +17,6 @@ for program in "$build"/bench/*_bench; do
   echo "== $name"
   "$program" --benchmark_out="$build/$name.json" --benchmark_out_format=json "$@"
 done
+if [[ -s $build/decode_bench.json ]]; then
+  python3 "$root/bench/plots.py" --out "$build/decode.svg" "$build/decode_bench.json"
+fi

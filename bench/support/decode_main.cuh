@@ -35,6 +35,20 @@ class NoReporter : public benchmark::BenchmarkReporter {
   void ReportRuns(const std::vector<Run>&) override {}
 };
 
+/// Driver, power limit and clocks, as nvidia-smi says them in one line; "" where there is no nvidia-smi.
+inline std::string machine_state() {
+  std::FILE* const answer = popen(
+      "nvidia-smi -i 0 --query-gpu=driver_version,power.limit,clocks.max.sm,clocks.max.memory,clocks.sm,power.draw,"
+      "temperature.gpu --format=csv,noheader 2>/dev/null",
+      "r");
+  char line[256] = "";
+  if (answer == nullptr) return line;
+  if (std::fgets(line, sizeof line, answer) == nullptr) line[0] = 0;
+  pclose(answer);
+  const std::string text = line;
+  return text.substr(0, text.find('\n'));
+}
+
 }  // namespace detail
 
 /// Takes Google Benchmark's flags and --peers=FILE, by default h200_decode.csv in `peers_folder`.
@@ -63,11 +77,14 @@ inline int decode_main(int argc, char** argv, const std::string& peers_folder, v
     return 0;
   }
   benchmark::AddCustomContext("gpu", gpu.name);
+  benchmark::AddCustomContext("driver, power limit, max SM and memory clock, SM clock, power, temperature at the start",
+                              detail::machine_state());
   read_peers(peers_file);
   std::printf("%s, %d SMs\n", gpu.name, gpu.multiProcessorCount);
   report_header();
   const double begin = seconds_now();
   const std::size_t num_cases = benchmark::RunSpecifiedBenchmarks(&none);
+  if (num_cases == 0) return 1;
   std::printf("%zu cases in %.1f s; one read of %.0f GB/s is the ceiling\n", num_cases, seconds_now() - begin,
               ColdReads::instance().ceiling() / 1e9);
   return any_case_failed() ? 1 : 0;
