@@ -30,20 +30,6 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-// Rows of one sequence: its outputs and lse behind each other.
-template <class Q, class KV, class O>
-std::vector<float> rows_of(const GeneratedProblem<Q, KV, O>& generated, int sequence) {
-  const auto heads = static_cast<std::size_t>(generated.shape.q_heads());
-  const auto dim = static_cast<std::size_t>(generated.shape.head_dim_v);
-  const auto begin = static_cast<std::size_t>(generated.query_begin[static_cast<std::size_t>(sequence)]);
-  const auto end = static_cast<std::size_t>(generated.query_begin[static_cast<std::size_t>(sequence) + 1]);
-  std::vector<float> rows;
-  for (std::size_t i = begin * heads * dim; i < end * heads * dim; ++i)
-    rows.push_back(to_float(generated.out[generated.margin + i]));
-  for (std::size_t i = begin * heads; i < end * heads; ++i) rows.push_back(generated.lse[generated.margin + i]);
-  return rows;
-}
-
 // The values of `from`, sequence by sequence, in another pool: other block size, order, ids and poison.
 template <class T>
 void copy_values(GeneratedProblem<T>& from, GeneratedProblem<T>& to, int from_sequence, int to_sequence) {
@@ -110,7 +96,7 @@ TEST_CASE("a sequence gets the same bits alone and in a batch, at any block size
       copy_values(batch, alone, s, 0);
       cpu::attend(alone.problem(), rule, cpu::InlineExecutor{}, small_tiles);
       CAPTURE(s);
-      CHECK_MESSAGE(same_bits(rows_of(batch, s), rows_of(alone, 0)), alone.shape.describe());
+      CHECK_MESSAGE(same_bits(batch.rows_of(s), alone.rows_of(0)), alone.shape.describe());
     }
   }
 }
@@ -121,7 +107,7 @@ TEST_CASE("a prompt in one piece and its last queries alone get the same bits, f
   shape.kv_len = {130};
   GeneratedProblem<float> whole(shape);
   cpu::attend(whole.problem(), rule, cpu::InlineExecutor{}, small_tiles);
-  const std::vector<float> all = rows_of(whole, 0);
+  const std::vector<float> all = whole.rows_of(0);
   for (const int q_len : {1, 2, 7, 33, 90}) {
     shape.q_len = {q_len};
     GeneratedProblem<float> chunk(shape);
@@ -129,7 +115,7 @@ TEST_CASE("a prompt in one piece and its last queries alone get the same bits, f
     for (const int query_tile : {1, 3, 4, 64}) {
       cpu::attend(chunk.problem(), rule, cpu::InlineExecutor{},
                   {.query_tile = query_tile, .key_tile = 8, .split_keys = 16});
-      const std::vector<float> rows = rows_of(chunk, 0);
+      const std::vector<float> rows = chunk.rows_of(0);
       const std::size_t heads = static_cast<std::size_t>(shape.q_heads()),
                         dim = static_cast<std::size_t>(shape.head_dim_v);
       const std::size_t num_values = static_cast<std::size_t>(q_len) * heads * dim;
@@ -235,6 +221,6 @@ TEST_CASE("many long prompts run in several waves of bounded scratch, with the s
   for (int s = 0; s < 12; ++s) {
     copy_values(batch, alone, s, 0);
     cpu::attend(alone.problem(), Causal{}, cpu::InlineExecutor{}, small_tiles);
-    CHECK(same_bits(rows_of(batch, s), rows_of(alone, 0)));
+    CHECK(same_bits(batch.rows_of(s), alone.rows_of(0)));
   }
 }

@@ -1,12 +1,13 @@
-// The bits of decode: the same run after run, alone and in any company, eager and replayed from a graph.
+// The bits of decode: the same run after run; the same alone and in any company where that is asked for.
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "pagedkv/attention/variants.hpp"
-#include "pagedkv/cuda/decode.cuh"
+#include "support/decode_entry.cuh"
 #include "support/device_bits.cuh"
 #include "support/device_problem.cuh"
 
@@ -16,11 +17,12 @@ using namespace pagedkv;
 using namespace pagedkv_test;
 
 constexpr int head_dim = 64;
+constexpr cuda::DecodeOptions invariant{.batch_invariant = true};
 
 ProblemShape several_splits() {
   return {.seed = 21,
-          .q_len = {1, 3, 1, 0, 2},
-          .kv_len = {900, 257, 0, 31, 513},
+          .q_len = {1, 3, 1, 0, 2, 1, 1},
+          .kv_len = {900, 257, 0, 31, 513, 4000, 1},
           .kv_heads = 2,
           .group_size = 4,
           .head_dim = head_dim,
@@ -28,107 +30,128 @@ ProblemShape several_splits() {
           .block_size = 16};
 }
 
+cuda::Workspace some_workspace() { return cuda::Workspace({.head_dim_v = head_dim}); }
+
 template <class Generated, class Device>
-Outputs<bf16> run(Generated& generated, Device& device, cuda::Workspace& workspace) {
+Outputs<bf16> run(Generated& generated, Device& device, cuda::Workspace& workspace,
+                  const cuda::DecodeOptions& options = {}) {
   return bits_of(generated, device,
-                 [&](const auto& problem) { cuda::decode<head_dim>(problem, Causal{}, workspace, nullptr); });
+                 [&](const auto& problem) { decode(problem, DeviceRule(Causal{}), workspace, nullptr, options); });
 }
+
+bool untouched(float x) { return x == -12345.f; }
 
 }  // namespace
 
-TEST_CASE("the same call gives the same bits, run after run") {
-  GeneratedProblem<bf16> generated(several_splits());
-  DeviceProblem device(generated);
-  cuda::Workspace workspace({.head_dim_v = head_dim});
-  const Outputs<bf16> first = run(generated, device, workspace);
-  for (int i = 0; i < 50; ++i) REQUIRE(run(generated, device, workspace) == first);
-}
-
-TEST_CASE("how many CTAs share a row's keys changes no bit of it") {
-  GeneratedProblem<bf16> generated(several_splits());
-  DeviceProblem device(generated);
-  cuda::Workspace shared({.head_dim_v = head_dim}), alone({.max_partials = 1, .head_dim_v = head_dim});
-  REQUIRE(cuda::detail::schedule_for(cuda::choose_decode_simt(90, head_dim, 2), device.problem(), shared).num_shares > 1);
-  REQUIRE(cuda::detail::schedule_for(cuda::choose_decode_simt(90, head_dim, 2), device.problem(), alone).num_shares == 1);
-  CHECK(run(generated, device, shared) == run(generated, device, alone));
-}
-
-TEST_CASE("a sequence gets the same bits alone as in a batch") {
-  GeneratedProblem<bf16> generated(several_splits());
-  DeviceProblem device(generated);
-  cuda::Workspace workspace({.head_dim_v = head_dim});
-  const Outputs<bf16> batch = run(generated, device, workspace);
-  const Outputs<bf16> one_by_one = bits_of(generated, device, [&](const auto& problem) {
-    for (int s = 0; s < generated.shape.num_seqs(); ++s)
-      cuda::decode<head_dim>(only_sequence(problem, generated.shape, s), Causal{}, workspace, nullptr);
-  });
-  CHECK(one_by_one == batch);
-}
-
-TEST_CASE("a graph captured once gives the bits of eager calls for every later fill, none included") {
-  GeneratedProblem<bf16> generated(several_splits());
-  DeviceProblem device(generated);
-  cuda::Workspace workspace(
-      {.max_seqs = 8, .max_blocks_per_seq = generated.max_blocks_per_seq, .head_dim_v = head_dim});
-  Stream stream;
-  const auto decode_over = [&](const TablesView<Space::device>& tables) {
-    auto problem = device.problem();
-    problem.tables = tables;
-    cuda::decode<head_dim>(problem, Causal{}, workspace, stream);
-  };
-  const Graph graph(stream, [&](cudaStream_t) { decode_over(workspace.tables(3, 900)); });
-
-  for (const int num_seqs : {5, 1, 0, 3, 5, 2}) {
-    const Fill fill(generated, num_seqs, static_cast<std::uint64_t>(100 + num_seqs));
-    const Outputs<bf16> eager =
-        bits_of(generated, device, [&](const auto&) { decode_over(workspace.upload(fill.view, stream)); });
-    const Outputs<bf16> replayed = bits_of(generated, device, [&](const auto&) {
-      static_cast<void>(workspace.upload(fill.view, stream));
-      graph.replay(stream);
-    });
-    CHECK(replayed == eager);
-    const auto used = static_cast<std::size_t>(fill.query_begin.back() * generated.shape.q_heads());
-    const auto untouched = [](float x) { return x == -12345.f; };
-    CHECK(std::all_of(replayed.lse.begin() + static_cast<std::ptrdiff_t>(generated.margin + used), replayed.lse.end(),
-                      untouched));
+TEST_CASE("the same call gives the same bits, run after run, whatever ran in between") {
+  GeneratedProblem<bf16> generated(several_splits()), other(random_shape(5, {.head_dims = {head_dim}}));
+  DeviceProblem device(generated), other_device(other);
+  cuda::Workspace workspace = some_workspace();
+  for (const bool batch_invariant : {false, true}) {
+    const cuda::DecodeOptions options{.batch_invariant = batch_invariant};
+    const Outputs<bf16> first = run(generated, device, workspace, options);
+    for (int i = 0; i < 200; ++i) {
+      if (i % 3 == 0) decode(other_device.problem(), DeviceRule(Causal{}), workspace);
+      REQUIRE(run(generated, device, workspace, options) == first);
+    }
   }
+}
+
+TEST_CASE("a batch-invariant call gives a sequence the same bits alone, among others, in any order, and twice") {
+  GeneratedProblem<bf16> generated(several_splits());
+  cuda::Workspace workspace = some_workspace();
+  const auto rows_in = [&](const std::vector<int>& sequences) {
+    GeneratedProblem<bf16> batch = generated.with_sequences(sequences);
+    DeviceProblem device(batch);
+    static_cast<void>(run(batch, device, workspace, invariant));
+    std::vector<std::vector<float>> rows;
+    for (std::size_t s = 0; s < sequences.size(); ++s) rows.push_back(batch.rows_of(static_cast<int>(s)));
+    return rows;
+  };
+  std::vector<std::vector<float>> alone;
+  for (int s = 0; s < 7; ++s) alone.push_back(rows_in({s})[0]);
+
+  std::vector<std::vector<int>> batches{
+      {0, 1, 2, 3, 4, 5, 6}, {6, 5, 4, 3, 2, 1, 0}, {5, 5}, {0, 5, 0}, {2, 2, 1, 2}, {4, 6}};
+  std::vector<int> crowd;
+  for (int i = 0; i < 500; ++i) crowd.push_back(i * 5 % 7);
+  batches.push_back(crowd);
+  for (const std::vector<int>& batch : batches) {
+    const auto rows = rows_in(batch);
+    for (std::size_t i = 0; i < batch.size(); ++i)
+      REQUIRE_MESSAGE(same_bits(rows[i], alone[static_cast<std::size_t>(batch[i])]), "sequence ", batch[i], " at ", i,
+                      " of ", batch.size());
+  }
+}
+
+TEST_CASE("a batch-invariant call gives the same bits whatever bounds are stated and however many partials there are") {
+  GeneratedProblem<bf16> generated(several_splits());
+  DeviceProblem device(generated);
+  cuda::Workspace large = some_workspace(), small({.max_partials = 64, .head_dim_v = head_dim});
+  const Outputs<bf16> expected = run(generated, device, large, invariant);
+  CHECK(run(generated, device, small, invariant) == expected);
+  const Outputs<bf16> with_other_bounds = bits_of(generated, device, [&](auto problem) {
+    problem.tables.max_kv_len = static_cast<int>(problem.tables.block_ids.extents[1]) * 16;
+    decode(problem, DeviceRule(Causal{}), large, nullptr, invariant);
+  });
+  CHECK(with_other_bounds == expected);
 }
 
 TEST_CASE("after any call the arrival counters are back at 0") {
   GeneratedProblem<bf16> generated(several_splits());
   DeviceProblem device(generated);
   cuda::Workspace workspace({.max_partials = 4096, .head_dim_v = head_dim});
-  static_cast<void>(run(generated, device, workspace));
-  const auto arrivals = workspace.partials().arrivals;
-  std::vector<unsigned> counters(static_cast<std::size_t>(arrivals.extents[0]), 1u);
-  cuda::check(cudaMemcpy(counters.data(), arrivals.data, counters.size() * sizeof(unsigned), cudaMemcpyDeviceToHost),
-              "read");
-  CHECK(std::all_of(counters.begin(), counters.end(), [](unsigned n) { return n == 0; }));
+  for (const bool batch_invariant : {false, true}) {
+    static_cast<void>(run(generated, device, workspace, {.batch_invariant = batch_invariant}));
+    const auto arrivals = workspace.partials().arrivals;
+    std::vector<unsigned> counters(static_cast<std::size_t>(arrivals.extents[0]), 1u);
+    cuda::check(cudaMemcpy(counters.data(), arrivals.data, counters.size() * sizeof(unsigned), cudaMemcpyDeviceToHost),
+                "read");
+    CHECK(std::all_of(counters.begin(), counters.end(), [](unsigned n) { return n == 0; }));
+  }
 }
 
 TEST_CASE("no lse is written where none is wanted") {
   GeneratedProblem<bf16> generated(several_splits());
   DeviceProblem device(generated);
-  cuda::Workspace workspace({.head_dim_v = head_dim});
+  cuda::Workspace workspace = some_workspace();
   const Outputs<bf16> with_lse = run(generated, device, workspace);
-  device.clear_outputs();
-  auto problem = device.problem();
-  problem.lse = {};
-  cuda::decode<head_dim>(problem, Causal{}, workspace, nullptr);
-  device.fetch_outputs();
-  CHECK(same_bits(generated.out, with_lse.out));
-  CHECK(std::all_of(generated.lse.begin(), generated.lse.end(), [](float x) { return x == -12345.f; }));
+  const Outputs<bf16> without = bits_of(generated, device, [&](auto problem) {
+    problem.lse = {};
+    decode(problem, DeviceRule(Causal{}), workspace);
+  });
+  CHECK(same_bits(without.out, with_lse.out));
+  CHECK(std::all_of(without.lse.begin(), without.lse.end(), untouched));
 }
 
 TEST_CASE("decode refuses a problem of another head_dim before it launches anything") {
   GeneratedProblem<bf16> generated(several_splits());
   DeviceProblem device(generated);
-  cuda::Workspace workspace({.head_dim_v = head_dim});
-  CHECK_THROWS_AS(cuda::decode<32>(device.problem(), Causal{}, workspace, nullptr), InvalidArgument);
-  CHECK_THROWS_AS(cuda::decode(cuda::HeadDims<32>{}, device.problem(), Causal{}, workspace, nullptr), InvalidArgument);
+  cuda::Workspace workspace = some_workspace();
+  auto other = device.problem();
+  other.q.extents[2] = other.kv.k.extents[3] = 32;
+  CHECK_THROWS_AS(decode(other, DeviceRule(Causal{}), workspace), InvalidArgument);
   auto inconsistent = device.problem();
   inconsistent.out.extents[1] = 1;
-  CHECK_THROWS_AS(cuda::decode<head_dim>(inconsistent, Causal{}, workspace, nullptr), InvalidArgument);
+  CHECK_THROWS_AS(decode(inconsistent, DeviceRule(Causal{}), workspace), InvalidArgument);
   device.fetch_outputs();
-  CHECK(std::all_of(generated.lse.begin(), generated.lse.end(), [](float x) { return x == -12345.f; }));
+  CHECK(std::all_of(generated.lse.begin(), generated.lse.end(), untouched));
+}
+
+TEST_CASE("a tree without branches gets the bits of causal attention, from decode and from prefill") {
+  GeneratedProblem<bf16> generated(several_splits());
+  for (std::size_t s = 0; s < 7; ++s) {
+    std::uint64_t seen = 0;
+    for (int token = generated.query_begin[s]; token < generated.query_begin[s + 1]; ++token)
+      generated.tree[static_cast<std::size_t>(token)] = seen = seen << 1 | 1;
+  }
+  DeviceProblem device(generated);
+  cuda::Workspace workspace = some_workspace();
+  const auto bits = [&](const DeviceRule& rule, bool by_decode) {
+    return bits_of(generated, device, [&](const auto& problem) {
+      by_decode ? decode(problem, rule, workspace) : prefill(problem, rule, workspace);
+    });
+  };
+  for (const bool by_decode : {true, false})
+    CHECK(bits(DeviceRule(device.rules().tree), by_decode) == bits(DeviceRule(Causal{}), by_decode));
 }

@@ -7,8 +7,7 @@
 #include <string>
 
 #include "pagedkv/attention/variants.hpp"
-#include "pagedkv/cuda/decode.cuh"
-#include "pagedkv/cuda/prefill.cuh"
+#include "support/decode_entry.cuh"
 #include "support/device_problem.cuh"
 
 namespace {
@@ -90,11 +89,14 @@ TEST_CASE("decode and prefill reach blocks that lie more than 2^32 elements into
     return;
   }
   cuda::Workspace workspace({.head_dim_v = 64});
-  const std::string by_decode = far.mismatch_of(
-      out_tolerance<bf16>(), [&](const auto& problem) { cuda::decode<64>(problem, Causal{}, workspace, nullptr); });
-  CHECK_MESSAGE(by_decode.empty(), by_decode);
+  for (const bool batch_invariant : {false, true}) {
+    const std::string by_decode = far.mismatch_of(decode_tolerance(), [&](const auto& problem) {
+      decode(problem, DeviceRule(Causal{}), workspace, nullptr, {.batch_invariant = batch_invariant});
+    });
+    CHECK_MESSAGE(by_decode.empty(), by_decode);
+  }
   const std::string by_prefill = far.mismatch_of(out_tolerance<bf16>(rounding_unit<bf16>()), [&](const auto& problem) {
-    cuda::prefill<64>(problem, Causal{}, workspace, nullptr);
+    prefill(problem, DeviceRule(Causal{}), workspace);
   });
   CHECK_MESSAGE(by_prefill.empty(), by_prefill);
 }

@@ -97,27 +97,47 @@ class Graph {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-/// Tables of the first `num_seqs` sequences of a problem with shorter lengths, drawn anew; the bounds stay the problem's.
+/// Tables of the first `num_seqs` sequences of a problem, with its lengths or with shorter ones, drawn anew; the bounds stay
+/// the problem's.
 struct Fill {
   std::vector<std::int32_t> kv_len, query_begin;
   pagedkv::TablesView<pagedkv::Space::host> view;
+
+  template <class Generated>
+  Fill(const Generated& generated, int num_seqs) : query_begin{0} {
+    for (std::size_t s = 0; s < static_cast<std::size_t>(num_seqs); ++s)
+      append(generated.shape.kv_len[s], generated.shape.q_len[s]);
+    look_at(generated, num_seqs);
+  }
 
   template <class Generated>
   Fill(const Generated& generated, int num_seqs, std::uint64_t seed) : query_begin{0} {
     Random random(seed);
     const ProblemShape& shape = generated.shape;
     for (std::size_t s = 0; s < static_cast<std::size_t>(num_seqs); ++s) {
-      kv_len.push_back(random.one_in(4) ? 0 : random.between(0, shape.kv_len[s]));
-      query_begin.push_back(query_begin.back() + random.between(0, shape.q_len[s]));
+      const int keys = random.one_in(4) ? 0 : random.between(0, shape.kv_len[s]);
+      append(keys, random.between(0, shape.q_len[s]));
     }
+    look_at(generated, num_seqs);
+  }
+  Fill(const Fill&) = delete;
+  Fill& operator=(const Fill&) = delete;
+
+ private:
+  void append(int keys, int queries) {
+    kv_len.push_back(keys);
+    query_begin.push_back(query_begin.back() + queries);
+  }
+
+  template <class Generated>
+  void look_at(const Generated& generated, int num_seqs) {
+    const ProblemShape& shape = generated.shape;
     view = {.block_ids = pagedkv::dense_view(generated.block_ids.data(), {num_seqs, generated.max_blocks_per_seq}),
             .kv_len = pagedkv::dense_view(kv_len.data(), {num_seqs}),
             .query_begin = pagedkv::dense_view(query_begin.data(), {num_seqs + 1}),
             .max_q_len = *std::max_element(shape.q_len.begin(), shape.q_len.end()),
             .max_kv_len = *std::max_element(shape.kv_len.begin(), shape.kv_len.end())};
   }
-  Fill(const Fill&) = delete;
-  Fill& operator=(const Fill&) = delete;
 };
 
 }  // namespace pagedkv_test

@@ -65,9 +65,13 @@ class DeviceProblem {
   }
 
   Rules<pagedkv::Space::device> rules() const {
-    return {.slopes = slopes_.data(),
-            .sinks = sinks_.data(),
-            .tree = {.tables = problem().tables, .sees = tree_.data()}};
+    return {
+        .slopes = slopes_.data(), .sinks = sinks_.data(), .tree = {.tables = problem().tables, .sees = tree_.data()}};
+  }
+
+  /// The problem's K and V, to be written.
+  pagedkv::KvView<KV, pagedkv::Space::device> pool() const {
+    return generated_.template kv_view<pagedkv::Space::device>(pool_.data());
   }
 
   /// Outputs back to canaries, on both sides; addresses stay.

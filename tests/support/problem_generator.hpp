@@ -33,7 +33,8 @@ struct ProblemShape {
   int head_dim = 16, head_dim_v = 16;
   int block_size = 16;
   PoolOrder order = PoolOrder::hnd;
-  int spare_tokens = 0;  // rows of q behind the last sequence
+  int spare_tokens = 0;         // rows of q behind the last sequence
+  bool shares_prefixes = true;  // may a sequence begin with the blocks of the one before it?
 
   int num_seqs() const { return static_cast<int>(q_len.size()); }
   int q_heads() const { return kv_heads * group_size; }
@@ -128,7 +129,8 @@ struct GeneratedProblem {
   explicit GeneratedProblem(const ProblemShape& from) : shape(from) {
     Random random(shape.seed + 1);
     fill_tables(random);
-    fill_pool(random);
+    fill_pool();
+    random = Random(shape.seed + 3);
     scale = 1.f / std::sqrt(static_cast<float>(shape.head_dim));
     q.resize(size(num_tokens()) * size(shape.q_heads()) * size(shape.head_dim));
     for (Q& x : q) x = pagedkv::from_float<Q>(random.real(6.f));
@@ -178,6 +180,46 @@ struct GeneratedProblem {
       kv->strides[3] = 1;
     }
     return view;
+  }
+
+  /// A problem of these sequences of this one, in this order, over the same pool; one may come several times.
+  GeneratedProblem with_sequences(const std::vector<int>& sequences) const {
+    GeneratedProblem chosen = *this;
+    chosen.shape.q_len.clear();
+    chosen.shape.kv_len.clear();
+    chosen.block_ids.clear();
+    chosen.kv_len.clear();
+    chosen.query_begin = {0};
+    chosen.q.clear();
+    chosen.tree.clear();
+    const auto append_rows = [&](auto& to, const auto& from, int sequence, std::size_t row) {
+      to.insert(to.end(), from.begin() + static_cast<std::ptrdiff_t>(size(query_begin[size(sequence)]) * row),
+                from.begin() + static_cast<std::ptrdiff_t>(size(query_begin[size(sequence) + 1]) * row));
+    };
+    for (const int s : sequences) {
+      chosen.shape.q_len.push_back(shape.q_len[size(s)]);
+      chosen.shape.kv_len.push_back(shape.kv_len[size(s)]);
+      chosen.kv_len.push_back(kv_len[size(s)]);
+      chosen.query_begin.push_back(chosen.query_begin.back() + shape.q_len[size(s)]);
+      const auto ids = block_ids.begin() + static_cast<std::ptrdiff_t>(size(s) * size(max_blocks_per_seq));
+      chosen.block_ids.insert(chosen.block_ids.end(), ids, ids + max_blocks_per_seq);
+      append_rows(chosen.q, q, s, size(shape.q_heads()) * size(shape.head_dim));
+      append_rows(chosen.tree, tree, s, 1);
+    }
+    chosen.shape.spare_tokens = 0;
+    chosen.clear_outputs();
+    return chosen;
+  }
+
+  /// The results of one sequence: its rows of out, then of lse.
+  std::vector<float> rows_of(int sequence) const {
+    const std::size_t begin = size(query_begin[size(sequence)]), end = size(query_begin[size(sequence) + 1]);
+    const std::size_t heads = size(shape.q_heads()), columns = heads * size(shape.head_dim_v);
+    std::vector<float> rows;
+    for (std::size_t i = begin * columns; i < end * columns; ++i) rows.push_back(pagedkv::to_float(out[margin + i]));
+    rows.insert(rows.end(), lse.begin() + static_cast<std::ptrdiff_t>(margin + begin * heads),
+                lse.begin() + static_cast<std::ptrdiff_t>(margin + end * heads));
+    return rows;
   }
 
   /// Outputs back to canaries.
@@ -244,8 +286,9 @@ struct GeneratedProblem {
     for (std::size_t i = 0; i < block_ids.size(); ++i) block_ids[i] = i % 2 ? -1 : std::numeric_limits<int>::max();
     for (int s = 0; s < shape.num_seqs(); ++s) {
       std::int32_t* row = block_ids.data() + size(s) * size(max_blocks_per_seq);
-      const int shared =
-          s > 0 && random.one_in(3) ? random.between(0, std::min(needed[size(s)], needed[size(s - 1)])) : 0;
+      const int shared = s > 0 && shape.shares_prefixes && random.one_in(3)
+                             ? random.between(0, std::min(needed[size(s)], needed[size(s - 1)]))
+                             : 0;
       for (int i = 0; i < needed[size(s)]; ++i) {
         if (i < shared) {
           row[i] = (row - max_blocks_per_seq)[i];
@@ -270,7 +313,9 @@ struct GeneratedProblem {
     }
   }
 
-  void fill_pool(Random& random) {
+  // Values depend on the seed, the lengths and the heads, not on where they lie: another layout holds the same ones, as
+  // long as no prefix is shared.
+  void fill_pool() {
     const auto last = kv_view<pagedkv::Space::host>(static_cast<KV*>(nullptr));
     const std::int64_t interleaved = last.k.strides[0] * num_blocks;
     pool.resize(
@@ -279,6 +324,7 @@ struct GeneratedProblem {
     for (std::size_t i = 0; i < pool.size(); ++i) pool[i] = pagedkv::from_float<KV>(poison[i % 3]);
 
     const auto kv = kv_view<pagedkv::Space::host>(pool.data());
+    Random random(shape.seed + 2);
     for (int s = 0; s < shape.num_seqs(); ++s) {
       for (int key = 0; key < kv_len[size(s)]; ++key) {
         const int block = block_ids[size(s) * size(max_blocks_per_seq) + size(key / shape.block_size)];

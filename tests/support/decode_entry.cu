@@ -1,0 +1,18 @@
+// The kernels behind decode_entry.cuh.
+#include "pagedkv/cuda/prefill.cuh"
+#include "support/decode_entry.cuh"
+
+namespace pagedkv_test {
+
+using namespace pagedkv;
+
+void decode(const DecodeProblem& problem, const DeviceRule& rule, cuda::Workspace& workspace, cudaStream_t stream,
+            const cuda::DecodeOptions& options) {
+  cuda::decode(cuda::HeadDims<64, 128>{}, problem, rule, workspace, stream, options);
+}
+
+void prefill(const DecodeProblem& problem, const DeviceRule& rule, cuda::Workspace& workspace, cudaStream_t stream) {
+  cuda::prefill(cuda::HeadDims<64, 128>{}, problem, rule, workspace, stream);
+}
+
+}  // namespace pagedkv_test
