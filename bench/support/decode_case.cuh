@@ -17,6 +17,7 @@
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/core/view.hpp"
+#include "pagedkv/cuda/attend.cuh"
 #include "pagedkv/cuda/decode.cuh"
 #include "pagedkv/cuda/launch.cuh"
 #include "pagedkv/cuda/memory.cuh"
@@ -176,6 +177,7 @@ void run_decode_case(benchmark::State& state, const DecodeCase& c) try {
   DecodeRow row;
   row.name = c.name(HeadDim, element_name<Element>);
   row.bytes = static_cast<double>(c.kv_bytes(HeadDim));
+  row.kernel = pagedkv::cuda::explain(batch.problem(0), workspace);
   if (HeadDim == 128 && c.block_size == 16 && c.q_len == 1 && !c.hot)
     row.peer = peers().find(c.q_heads, c.kv_heads, c.lengths.name);
 
@@ -198,6 +200,7 @@ void run_decode_case(benchmark::State& state, const DecodeCase& c) try {
   report(row);
   if (!(row.error < tolerance)) return state.SkipWithError("wrong result: the relative L2 error is too large");
   for (auto _ : state) state.SetIterationTime(row.call.median);
+  state.SetLabel(row.kernel);
   for (const auto& [name, value] : row.counters()) state.counters[name] = value;
 } catch (const std::exception& error) {
   report_failure(c.name(HeadDim, element_name<Element>), error.what());

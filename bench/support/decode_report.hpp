@@ -14,6 +14,7 @@ namespace bench {
 
 struct DecodeRow {
   std::string name;
+  std::string kernel;  // what explain() says; begins with the kernel's name
   double bytes = 0;    // of K and V, once
   double error = 0;    // relative L2
   double ceiling = 0;  // bytes a second of one long read
@@ -73,8 +74,8 @@ inline void report_header() {
       "x floor: time as a multiple of the floor, a kernel that only reads the same bytes of K and V, cold, in this "
       "run\n"
       "limit: the most floors that are no worse than 1.02 x the best paged peer; goal: 1.2 x better below 64 MB\n"
-      "%-52s %9s %19s %7s %6s %9s %8s %6s %6s %s\n",
-      "case", "us", "p10 - p90", "GB/s", "ceil%", "floor us", "x floor", "limit", "goal", "");
+      "%-52s %9s %19s %7s %6s %9s %8s %6s %6s       %s\n",
+      "case", "us", "p10 - p90", "GB/s", "ceil%", "floor us", "x floor", "limit", "goal", "kernel");
 }
 
 inline void report_failure(const std::string& name, const std::string& why) {
@@ -89,10 +90,10 @@ inline void report(const DecodeRow& row) {
   char bounds[32] = "";
   if (row.peer != nullptr)
     std::snprintf(bounds, sizeof bounds, "%6.3f %6.3f", Peers::limit(*row.peer), Peers::goal(*row.peer, row.bytes));
-  std::printf("%-52s %9.2f %9.2f-%9.2f %7.0f %6.1f %9.2f %8.3f %13s %s\n", row.name.c_str(), 1e6 * row.call.median,
+  std::printf("%-52s %9.2f %9.2f-%9.2f %7.0f %6.1f %9.2f %8.3f %13s %-5s %s\n", row.name.c_str(), 1e6 * row.call.median,
               1e6 * row.call.p10, 1e6 * row.call.p90, row.bytes / row.call.median / 1e9,
               100 * row.bytes / row.call.median / row.ceiling, 1e6 * row.floor.median, row.floors(), bounds,
-              row.verdict());
+              row.verdict(), row.kernel.substr(0, row.kernel.find(' ')).c_str());
   std::fflush(stdout);
 }
 
