@@ -1,5 +1,5 @@
-// Batches of decode: rows without keys, lengths around the ends of tiles, one long sequence among short ones, from 1 to 65,536
-// sequences.
+// Batches of decode: rows without keys, lengths around the ends of tiles, one long sequence among short ones, from 1 to
+// 65,536 sequences.
 #include <doctest/doctest.h>
 
 #include <cstdint>

@@ -30,7 +30,8 @@ ProblemShape several_lengths(int head_dim) {
           .shares_prefixes = false};
 }
 
-/// Overwrites K and V of every key of sequence 0 in [begin, end) that fills a block alone, and, for odd blocks, its table entry.
+/// Poisons the blocks of sequence 0 that lie wholly in keys [begin, end), and their table entries unless told to leave
+/// them.
 void drop_blocks(GeneratedProblem<bf16>& generated, int begin, int end, bool leave_ids) {
   const int block_size = generated.shape.block_size;
   const auto kv = generated.kv_view<Space::host>(generated.pool.data());

@@ -1,5 +1,5 @@
-// decode packs the query heads of a KV head, and the queries of a sequence, into one tile: any group, 1 to 8 queries, and more
-// rows than a tile holds.
+// decode packs the query heads of a KV head, and the queries of a sequence, into one tile: any group, 1 to 8 queries,
+// and more rows than a tile holds.
 #include <doctest/doctest.h>
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// decode in f16 on tensor cores; and what only the slow kernel takes: float, mixed types, odd head sizes, unaligned rows.
+// decode in f16 on tensor cores, and what only the slow kernel takes: float, mixed types, odd sizes, unaligned rows.
 #include <doctest/doctest.h>
 
 #include <cstdint>

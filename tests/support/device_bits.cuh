@@ -97,8 +97,8 @@ class Graph {
   cudaGraphExec_t executable_ = nullptr;
 };
 
-/// Tables of the first `num_seqs` sequences of a problem, with its lengths or with shorter ones, drawn anew; the bounds stay
-/// the problem's.
+/// Tables of the first `num_seqs` sequences of a problem, with its lengths or with shorter ones, drawn anew; the bounds
+/// stay the problem's.
 struct Fill {
   std::vector<std::int32_t> kv_len, query_begin;
   pagedkv::TablesView<pagedkv::Space::host> view;

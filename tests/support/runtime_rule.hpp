@@ -1,5 +1,5 @@
-// RuntimeRule: any rule or model chain of the library as run-time data, for either side of the bus, so that a GPU test of all of
-// them compiles each kernel once.
+// RuntimeRule: any rule or model chain of the library as run-time data, for either side of the bus, so that a GPU test
+// of all of them compiles each kernel once.
 #pragma once
 
 #include <limits>
@@ -11,8 +11,8 @@
 
 namespace pagedkv_test {
 
-/// A window, then a tree, ALiBi, a soft cap and a sink, each where it is wanted. Converts from single rules and from chains in
-/// this order.
+/// A window, then a tree, ALiBi, a soft cap and a sink, each where it is wanted. Converts from single rules and from
+/// chains in this order.
 template <pagedkv::Space S>
 struct RuntimeRule {
   static constexpr pagedkv::Space space = S;

@@ -8,6 +8,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -71,21 +72,28 @@ template <class Config, class Problem, AttentionVariant V>
 void launch(const Problem& problem, const V& variant, const Cutting& cutting) {
   static_assert(sizeof(typename Config::SharedMemory) <= sizeof(cuda::shared_bytes));
   const int rows = max(1, problem.tables.max_q_len) * problem.group_size();
-  const cuda::DecodeCut cut{.num_seqs = problem.tables.num_seqs(),
-                            .tiles_per_seq = ceil_div(rows, Config::rows),
-                            .tile_rows = Config::rows,
-                            .kv_heads = problem.kv_heads(),
-                            .group_size = problem.group_size(),
-                            .unit_keys = cutting.unit_tiles * Config::key_tile,
-                            .unit_pieces = cutting.unit_pieces,
-                            .min_slice_units = cutting.min_slice_units,
-                            .max_slices = cutting.max_slices,
-                            .max_pieces = cutting.num_partials / Config::rows};
+  const int tiles_per_seq = ceil_div(rows, Config::rows);
+  const cuda::DecodeCut cut{
+      .num_items = problem.tables.num_seqs() * tiles_per_seq,
+      .tiles_per_seq = Divisor(tiles_per_seq),
+      .group_size = Divisor(problem.group_size()),
+      .block_size = Divisor(problem.kv.block_size()),
+      .chunks_in_blocks = problem.kv.block_size() % 16 == 0,
+      .tile_rows = Config::rows,
+      .kv_heads = problem.kv_heads(),
+      .unit_shift = std::countr_zero(static_cast<unsigned>(cutting.unit_tiles * Config::key_tile)),
+      .min_slice_units = cutting.min_slice_units,
+      .max_slices = cutting.max_slices,
+      .max_pieces = cutting.num_partials / Config::rows,
+      .unit_pieces = cutting.unit_pieces,
+  };
+  const cuda::DecodePools pools{cuda::in_chunks(problem.kv.k), cuda::in_chunks(problem.kv.v),
+                                static_cast<int>(problem.kv.num_blocks())};
   Scratch scratch(cutting.num_partials, Config::head_dim_v);
   emulated_grid.x = static_cast<unsigned>(cutting.max_slices);
   for (emulated_cta.x = 0; emulated_cta.x < emulated_grid.x; ++emulated_cta.x)
     emulator.run(Config::threads,
-                 [&] { cuda::paged_decode_sm80_kernel<Config>(problem, variant, cut, scratch.view()); });
+                 [&] { cuda::paged_decode_sm80_kernel<Config>(problem, variant, cut, pools, scratch.view()); });
   REQUIRE(std::ranges::all_of(scratch.arrivals, [](unsigned count) { return count == 0; }));
 }
 
@@ -154,7 +162,7 @@ TEST_CASE("the decode kernel gives the reference's results however the keys are 
   auto generated = generate<bf16, 32>(3, {.max_seqs = 4, .max_kv_len = 1500, .max_q_len = 2, .max_group_size = 4});
   for (const int max_slices : {1, 2, 3, 40, 1000}) {
     for (const bool unit_pieces : {false, true}) {
-      for (const int unit_tiles : {1, 3}) {
+      for (const int unit_tiles : {1, 4}) {
         for (const std::int64_t num_partials : {16, 40000}) {
           CAPTURE(max_slices);
           CAPTURE(unit_pieces);
