@@ -1,4 +1,4 @@
-// Owners of memory that CUDA gives: DeviceArray and PinnedArray; fixed size, freed when they die.
+// Owners of memory that CUDA gives: DeviceArray and PinnedArray, fixed size, freed when they die; an allocator for others.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -66,6 +66,25 @@ class PinnedArray {
  private:
   std::unique_ptr<T, detail::FreePinned> data_;
   std::size_t size_ = 0;
+};
+
+/// Pinned host memory for containers.
+template <class T>
+struct PinnedAllocator {
+  using value_type = T;
+
+  PinnedAllocator() = default;
+  template <class U>
+  PinnedAllocator(const PinnedAllocator<U>&) {}
+
+  T* allocate(std::size_t size) {
+    void* data = nullptr;
+    check(cudaMallocHost(&data, size * sizeof(T)), "PinnedAllocator");
+    return static_cast<T*>(data);
+  }
+  void deallocate(T* data, std::size_t) { detail::FreePinned{}(data); }
+
+  friend bool operator==(const PinnedAllocator&, const PinnedAllocator&) { return true; }
 };
 
 }  // namespace cuda

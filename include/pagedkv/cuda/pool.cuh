@@ -1,4 +1,4 @@
-// cuda::KvPool: owns the bytes of a pool in device memory.
+// cuda::KvPool: owns the bytes of a pool in device memory; PinnedKvPool: in host memory that swaps with it.
 #pragma once
 
 #include <cstddef>
@@ -8,6 +8,7 @@
 #include "pagedkv/core/ids.hpp"
 #include "pagedkv/cuda/memory.cuh"
 #include "pagedkv/storage/kv_layout.hpp"
+#include "pagedkv/storage/kv_pool.hpp"
 #include "pagedkv/storage/kv_view.hpp"
 
 namespace pagedkv {
@@ -37,6 +38,11 @@ class KvPool {
   KvLayout layout_;
   DeviceArray<T> elements_;
 };
+
+/// A pool in host memory that the GPU can copy from and to while the host goes on: what swap_blocks wants. Throws CudaError
+/// where pinned memory runs out.
+template <StorageType T>
+using PinnedKvPool = pagedkv::KvPool<T, PinnedAllocator<T>>;
 
 }  // namespace cuda
 }  // namespace v0

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "pagedkv/core/dtype.hpp"
@@ -13,8 +14,9 @@
 namespace pagedkv {
 inline namespace v0 {
 
-/// K and V of all layers, zeroed when made. Who owns which block is BlockAllocator's affair; the pool only has bytes.
-template <StorageType T>
+/// K and V of all layers, zeroed when made. Who owns which block is BlockAllocator's affair; the pool only has bytes, out
+/// of `Allocator`.
+template <StorageType T, class Allocator = std::allocator<T>>
 class KvPool {
  public:
   /// Throws InvalidArgument on an impossible layout.
@@ -35,7 +37,7 @@ class KvPool {
 
  private:
   KvLayout layout_;
-  std::vector<T> elements_;
+  std::vector<T, Allocator> elements_;
 };
 
 }  // namespace v0

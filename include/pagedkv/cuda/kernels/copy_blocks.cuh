@@ -1,78 +1,87 @@
 // Copy-on-write on the GPU: the valid rows of every copied block, in all layers, K and V, in one launch.
 //
-//   grid  x: copy,  y: 2 * layer + (0 for K, 1 for V)
-//   CTA   walks over [kv_heads, num_rows, pieces of a row]; a piece is 16 bytes where everything is aligned, else an
-//         element
+//   grid    x: copy,  y: 2 * tile of the block + (0 for K, 1 for V),  z: group of layers
+//   CTA     one tile of [kv_heads, num_rows, pieces of a row], the same in every layer of its group: addresses are worked
+//           out once. CTAs of dead copies end after one load
+//
+// Bytes: twice those of the valid rows, and 12 for each CTA.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <cstdint>
 
 #include "pagedkv/cache/step_plan.hpp"
 #include "pagedkv/core/config.hpp"
+#include "pagedkv/core/divisor.hpp"
 #include "pagedkv/core/ids.hpp"
+#include "pagedkv/core/math.hpp"
 #include "pagedkv/core/view.hpp"
-#include "pagedkv/cuda/error.cuh"
+#include "pagedkv/cuda/kernels/move_pieces.cuh"
+#include "pagedkv/cuda/policy.hpp"
+#include "pagedkv/cuda/ptx/grid_dependency.cuh"
 #include "pagedkv/storage/kv_view.hpp"
 
 namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
 
-namespace detail {
+/// How copies are cut into CTAs.
+struct CopyGrid {
+  std::int64_t num_copies;
+  std::int64_t num_tiles;  // of the larger of a block's K and V
+  int layers_per_cta;
+  int num_groups;  // of layers
+};
 
-/// Can rows of `view`, and of views `layer_stride` elements behind it, be moved as whole Pieces?
-template <class Piece, class T>
-bool consists_of(const View<T, 4, Space::device>& view, std::int64_t layer_stride) {
-  constexpr auto size = static_cast<std::int64_t>(sizeof(Piece) / sizeof(T));
-  return reinterpret_cast<std::uintptr_t>(view.data) % sizeof(Piece) == 0 && view.extents[3] % size == 0 &&
-         view.strides[0] % size == 0 && view.strides[1] % size == 0 && view.strides[2] % size == 0 &&
-         layer_stride % size == 0;
+/// One layer for each CTA, until that makes more than policy.max_ctas of them: most may belong to dead copies.
+template <class P>
+constexpr CopyGrid make_copy_grid(std::int64_t num_copies, const KvLayers<P, Space::device>& pieces,
+                                  const MovePolicy& policy) {
+  const std::int64_t row = max(pieces.first.k.extents[3], pieces.first.v.extents[3]);
+  const std::int64_t block_pieces = pieces.first.k.extents[1] * pieces.first.k.extents[2] * row;
+  const std::int64_t num_tiles = ceil_div<std::int64_t>(block_pieces, policy.threads * policy.pieces_per_thread);
+  const std::int64_t groups = clamp<std::int64_t>(policy.max_ctas / (2 * num_tiles * num_copies), 1, pieces.num_layers);
+  const int layers_per_cta = static_cast<int>(ceil_div<std::int64_t>(pieces.num_layers, groups));
+  return {.num_copies = num_copies,
+          .num_tiles = num_tiles,
+          .layers_per_cta = layers_per_cta,
+          .num_groups = ceil_div(pieces.num_layers, layers_per_cta)};
 }
 
-/// The same bytes as rows of Pieces.
-template <class Piece, class T>
-View<Piece, 4, Space::device> in_pieces(const View<T, 4, Space::device>& view) {
-  constexpr auto size = static_cast<std::int64_t>(sizeof(Piece) / sizeof(T));
-  View<Piece, 4, Space::device> pieces{.data = reinterpret_cast<Piece*>(view.data)};
-  for (int d = 0; d < 4; ++d) {
-    pieces.extents[d] = d == 3 ? view.extents[d] / size : view.extents[d];
-    pieces.strides[d] = d == 3 ? 1 : view.strides[d] / size;
-  }
-  return pieces;
-}
-
-}  // namespace detail
-
-template <class Piece>
-__global__ void block_copy_kernel(const View<const BlockCopy, 1, Space::device> copies,
-                                  const KvLayers<Piece, Space::device> layers) {
+template <class Config>
+__global__ void __launch_bounds__(Config::threads)
+    block_copy_kernel(const View<const BlockCopy, 1, Space::device> copies,
+                      const KvLayers<typename Config::To, Space::device> layers, const PieceShape shape,
+                      const int layers_per_cta) {
+  using P = typename Config::To;
+  ptx::launch_dependents();
   const BlockCopy copy = copies(blockIdx.x);
-  const KvView<Piece, Space::device> layer = layers.layer(static_cast<int>(blockIdx.y / 2));
-  const View<Piece, 4, Space::device>& blocks = blockIdx.y % 2 == 0 ? layer.k : layer.v;
-  const std::int64_t row_pieces = blocks.extents[3];
-  const std::int64_t num_pieces = blocks.extents[1] * copy.num_rows * row_pieces;
-  PAGEDKV_ASSERT(copy.num_rows <= layer.block_size());
-  for (std::int64_t i = threadIdx.x; i < num_pieces; i += blockDim.x) {
-    const std::int64_t piece = i % row_pieces, slot = i / row_pieces % copy.num_rows;
-    const std::int64_t head = i / row_pieces / copy.num_rows;
-    blocks(to_index(copy.destination), head, slot, piece) = blocks(to_index(copy.source), head, slot, piece);
+  const bool is_key = blockIdx.y % 2 == 0;
+  const auto blocks =
+      detail::pick(is_key, layers.first.k, layers.first.v);  // [num_blocks, kv_heads, block_size, pieces]
+  const Divisor row_pieces = is_key ? shape.k_row : shape.v_row;
+  PAGEDKV_ASSERT(copy.num_rows <= blocks.extents[2]);
+  const int num_rows = max(copy.num_rows, 0), first_piece = static_cast<int>(blockIdx.y / 2) * Config::tile_pieces;
+  const int num_pieces = static_cast<int>(blocks.extents[1] * blocks.extents[3]) * num_rows;
+  if (first_piece >= num_pieces) {
+    ptx::wait_for_previous_kernel();  // every CTA: who waits for this kernel waits for those before it
+    return;
   }
-}
+  const int first_layer = static_cast<int>(blockIdx.z) * layers_per_cta;
+  const int num_layers = min(layers_per_cta, layers.num_layers - first_layer);
+  const P* const source = blocks.at(to_index(copy.source), 0, 0, 0) + first_layer * layers.layer_stride;
+  P* const destination = blocks.at(to_index(copy.destination), 0, 0, 0) + first_layer * layers.layer_stride;
 
-/// Enqueues one launch for all layers.
-template <class Piece, class T>
-void launch_block_copies(const View<const BlockCopy, 1, Space::device>& copies,
-                         const KvLayers<T, Space::device>& layers, cudaStream_t stream) {
-  constexpr auto size = static_cast<std::int64_t>(sizeof(Piece) / sizeof(T));
-  const KvLayers<Piece, Space::device> pieces{
-      .first = {.k = detail::in_pieces<Piece>(layers.first.k), .v = detail::in_pieces<Piece>(layers.first.v)},
-      .num_layers = layers.num_layers,
-      .layer_stride = layers.layer_stride / size};
-  const dim3 grid(static_cast<unsigned>(copies.extents[0]), static_cast<unsigned>(2 * layers.num_layers));
-  block_copy_kernel<<<grid, 128, 0, stream>>>(copies, pieces);
-  check(cudaGetLastError(), "copy_blocks: launch");
+  const auto nothing = [](int) { return 0; };
+  const auto locate = [&](int i, int, const P*& from, P*& to) {
+    const auto row = static_cast<unsigned>(row_pieces.quotient(i)), head = row / static_cast<unsigned>(num_rows);
+    const unsigned slot = row - head * static_cast<unsigned>(num_rows);
+    const std::int64_t offset = head * blocks.strides[1] + slot * blocks.strides[2] + row_pieces.remainder(i);
+    from = source + offset;
+    to = destination + offset;
+  };
+  const auto moves = detail::locate_tile<Config>(first_piece, num_pieces, nothing, locate);
+  ptx::wait_for_previous_kernel();
+  for (int layer = 0; layer < num_layers; ++layer) detail::move_tile<Config>(moves, layer * layers.layer_stride);
 }
 
 }  // namespace cuda
