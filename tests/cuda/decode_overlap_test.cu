@@ -1,4 +1,5 @@
-// Kernels launched ahead of the end of the one in front: in a long chain of them every decode sees the K, V and Q of its step.
+// Kernels launched ahead of the end of the one in front: in a long chain of them every decode sees the K, V and Q of its
+// step.
 #include <doctest/doctest.h>
 
 #include <cstddef>
@@ -23,8 +24,8 @@ constexpr int num_steps = 2000, head_dim = 64;
 template <class T>
 using Array = View<T, 1, Space::device>;
 
-/// Stands for the rest of a layer: makes the next step's q, k and v of the output of this one, any bit of which changes them
-/// all. Starts its successors at once and takes its time, so that whoever does not wait for it reads what is not there yet.
+/// Stands for the rest of a layer: makes the next step's q, k and v of the output of this one, any bit of which changes
+/// them all. Starts its successors at once and takes its time: whoever does not wait for it reads what is not there yet.
 __global__ void next_step_kernel(Array<const bf16> out, Array<bf16> q, Array<bf16> k, Array<bf16> v,
                                  Array<std::uint64_t> digest, std::uint64_t step) {
   ptx::launch_dependents();
