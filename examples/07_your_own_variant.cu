@@ -1,4 +1,4 @@
-// Rules of attention of your own: plain structs, written once, that the CPU and the GPU take alone or chained with others.
+// Rules of attention of your own: plain structs, one source for CPU and GPU, alone or chained with others.
 #include <cuda_runtime.h>
 
 #include <algorithm>

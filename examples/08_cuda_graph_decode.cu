@@ -1,5 +1,5 @@
-// A decode loop in a CUDA graph: one step is captured once and replayed for every later one, while sequences join, leave and
-// grow; an eager loop beside it must leave the same bits.
+// A decode loop in a CUDA graph: one step is captured once and replayed for every later one, while sequences join,
+// leave and grow; an eager loop beside it must leave the same bits.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -105,7 +105,8 @@ class Crowd {
 
   const BatchTables& tables() const { return tables_; }
 
-  /// Some leave (every twentieth step all of them), one may join, and everybody gets one more token. False: out of blocks.
+  /// Some leave (every twentieth step all of them), one may join, and everybody gets one more token. False: out of
+  /// blocks.
   bool advance(int index, StepPlan& step) {
     const auto one_in = [&](unsigned n) { return generator_() % n == 0; };
     for (int row = 0; row < tables_.num_seqs(); ++row) {

@@ -5,12 +5,13 @@
 //
 //   x_j = scale * q . k_j         w_j = exp(x_j - max x)         out[d] = sum of w_j v_j[d] / sum of w_j
 //
-// What it costs: nobody tells anybody anything. Each of the 128 threads computes every x_j from all of q and k_j, once for the
-// maximum and once more for the weights: 256 times the products that the formula needs. All threads of a warp ask for the same
-// element at the same time, so a request that could fetch 512 bytes fetches 2. Memory is idle; the GPU is busy with repeating
-// itself.
+// What it costs: nobody tells anybody anything. Each of the 128 threads computes every x_j from all of q and k_j, once
+// for the maximum and once more for the weights: 256 times the products that the formula needs. All threads of a warp
+// ask for the same element at the same time, so a request that could fetch 512 bytes fetches 2. Memory is idle; the GPU
+// is busy with repeating itself.
 //
-// What the next rung removes: the repetition. The threads of a warp share one dot product, and one pass over the keys suffices.
+// What the next rung removes: the repetition. The threads of a warp share one dot product, and one pass over the keys
+// suffices.
 #pragma once
 
 #include "kernels/ladder/work.cuh"
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(head_dim) naive_kernel(const Problem problem) 
   const Work work = find_work(problem, static_cast<int>(blockIdx.x), problem.q_heads());
   const int kv_head = work.head / problem.group_size(), d = static_cast<int>(threadIdx.x);
 
+  // [formula]
   float top = -infinity;
   for (int key = 0; key < work.kv_len; ++key) top = pagedkv::max(top, naive_logit(problem, work, kv_head, key));
 
@@ -44,6 +46,7 @@ __global__ void __launch_bounds__(head_dim) naive_kernel(const Problem problem) 
     out += weight * to_float(v[d]);
   }
   problem.out(work.token, work.head, d) = from_float<bf16>(work.kv_len == 0 ? 0.f : out / sum);
+  // [formula]
 }
 
 }  // namespace ladder

@@ -4,15 +4,16 @@
 //   CTA    one warp
 //   lane   columns 4 lane .. 4 lane + 3 of q, of each key, of each value and of the output: 8 bytes, 256 a warp
 //
-// Each lane multiplies its four columns, five exchanges add up the warp, and every lane knows the logit. OnlineSoftmax keeps the
-// maximum so far; where a new key raises it, what was summed up shrinks by the factor that raise() returns (arXiv:1805.02867).
-// So the keys are read once, and no logit is ever stored.
+// Each lane multiplies its four columns, five exchanges add up the warp, and every lane knows the logit. OnlineSoftmax
+// keeps the maximum so far; where a new key raises it, what was summed up shrinks by the factor that raise() returns
+// (arXiv:1805.02867). So the keys are read once, and no logit is ever stored.
 //
-// What it costs: per key and head, five exchanges and some twenty instructions to use 512 bytes, and the next key is not asked
-// for before this one is done. And each query head reads for itself: with four query heads to a KV head the same keys travel
-// from L2 four times.
+// What it costs: per key and head, five exchanges and some twenty instructions to use 512 bytes, and the next key is
+// not asked for before this one is done. And each query head reads for itself: with four query heads to a KV head the
+// same keys travel from L2 four times.
 //
-// What the next rung removes: both. The query heads of a KV head are one small matrix, and tensor cores multiply matrices.
+// What the next rung removes: both. The query heads of a KV head are one small matrix, and tensor cores multiply
+// matrices.
 #pragma once
 
 #include "kernels/ladder/work.cuh"
@@ -41,6 +42,7 @@ __global__ void __launch_bounds__(lanes) warp_per_head_kernel(const Problem prob
   const int kv_head = work.head / problem.group_size();
   const Columns q = load_columns(problem.q.at(work.token, work.head, 0));
 
+  // [online]
   OnlineSoftmax softmax;
   float out[columns_per_lane] = {};
   for (int key = 0; key < work.kv_len; ++key) {
@@ -54,6 +56,7 @@ __global__ void __launch_bounds__(lanes) warp_per_head_kernel(const Problem prob
     softmax.sum += weight;
     for (int c = 0; c < columns_per_lane; ++c) out[c] = scale * out[c] + weight * to_float(v.x[c]);
   }
+  // [online]
 
   const float scale = softmax.finish().scale;  // 0 for a sequence without keys
   Columns result;

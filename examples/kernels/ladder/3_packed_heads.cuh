@@ -1,4 +1,4 @@
-// Rung 3, packed heads: the query heads of a KV head become one matrix; K and V are read once, and tensor cores multiply.
+// Rung 3, packed heads: the query heads of a KV head are one matrix for tensor cores, and K and V are read once.
 //
 //   grid   one CTA per (sequence, KV head)
 //   CTA    one warp; 32 keys and their values at a time lie in shared memory
@@ -7,13 +7,13 @@
 //   P^T [32 keys, 8 heads] = softmax        in registers: a lane holds two heads
 //   O^T [head_dim, 8 heads] += V^T P^T      16 columns of the output on M, 8 heads on N
 //
-// Why transposed? An mma of this shape has 16 rows on M and 8 on N. Decoding has many keys and few heads: keys on M waste
-// nothing, and up to eight heads fill N; with heads on M, groups of four would leave twelve rows of sixteen empty. The price is
-// that P^T comes out of the first product as an accumulator and enters the second as the right operand, which lies the other way
-// round in the lanes: one movmatrix for each 8 x 8 piece turns it.
+// Why transposed? An mma of this shape has 16 rows on M and 8 on N. Decoding has many keys and few heads: keys on M
+// waste nothing, and up to eight heads fill N; with heads on M, groups of four would leave twelve rows of sixteen
+// empty. The price is that P^T comes out of the first product as an accumulator and enters the second as the right
+// operand, which lies the other way round in the lanes: one movmatrix for each 8 x 8 piece turns it.
 //
-// What it costs: the warp asks for 16 KiB, waits until they are there, computes, and asks again. While it waits it does not
-// compute, and while it computes nothing is under way.
+// What it costs: the warp asks for 16 KiB, waits until they are there, computes, and asks again. While it waits it does
+// not compute, and while it computes nothing is under way.
 //
 // What the next rung removes: the waiting.
 #pragma once
@@ -27,32 +27,36 @@
 
 namespace ladder {
 
-/// Where the rows of a lane's key lie, in elements from the start of K and V.
+/// Where a lane's key lies; its table entry has been asked for and is not needed before start_tile.
 struct KeyPlace {
-  std::int64_t k = 0, v = 0;
+  int block = 0, slot = 0;
   bool live = false;
 };
 
 template <class Problem>
 __device__ KeyPlace find_key(const Problem& problem, const Work& work, KeyRange keys, int key) {
-  if (!keys.contains(key)) return {};  // its table entry may hold anything
-  return {.k = find_row(problem, problem.kv.k, work.sequence, work.head, key) - problem.kv.k.data,
-          .v = find_row(problem, problem.kv.v, work.sequence, work.head, key) - problem.kv.v.data,
-          .live = true};
+  if (!keys.contains(key)) return {};  // the table may hold anything there
+  const int block_size = problem.kv.block_size();
+  return {.block = problem.tables.block_ids(work.sequence, key / block_size), .slot = key % block_size, .live = true};
 }
 
-/// Starts copying a tile: sixteen lanes a row, two rows at a time. Rows of dead keys become zeros.
+/// Starts copying a tile: sixteen lanes a row, two rows at a time; lane r has found row r and tells the others. Rows of
+/// keys that do not exist become zeros: a weight of 0 would not silence a NaN in a slot that nobody uses.
 template <class Problem>
-__device__ void start_tile(KeyValueTile& tile, const Problem& problem, const KeyPlace& mine) {
+__device__ void start_tile(KeyValueTile& tile, const Problem& problem, const Work& work, const KeyPlace& mine) {
+  const auto& [keys, values] = problem.kv;  // [num_blocks, kv_heads, block_size, head_dim]
+  const std::int64_t key_offset = keys.at(mine.block, work.head, mine.slot, 0) - keys.data,
+                     value_offset = values.at(mine.block, work.head, mine.slot, 0) - values.data;
   const unsigned live = __ballot_sync(all_lanes, mine.live);
   const int column = lane_id() % Tile::chunks_per_row * Tile::chunk;
 #pragma unroll 4
   for (int first = 0; first < key_tile; first += lanes / Tile::chunks_per_row) {
     const int row = first + lane_id() / Tile::chunks_per_row;
     const bool is_live = (live >> row & 1u) != 0;
-    const std::int64_t k = __shfl_sync(all_lanes, mine.k, row), v = __shfl_sync(all_lanes, mine.v, row);
-    ptx::cp_async_16(&tile.keys[Tile::offset(row, column)], problem.kv.k.data + k + column, is_live);
-    ptx::cp_async_16(&tile.values[Tile::offset(row, column)], problem.kv.v.data + v + column, is_live);
+    const bf16* const k = keys.data + __shfl_sync(all_lanes, key_offset, row) + column;
+    const bf16* const v = values.data + __shfl_sync(all_lanes, value_offset, row) + column;
+    ptx::cp_async_16(&tile.keys[Tile::offset(row, column)], k, is_live);
+    ptx::cp_async_16(&tile.values[Tile::offset(row, column)], v, is_live);
   }
 }
 
@@ -67,7 +71,7 @@ __global__ void __launch_bounds__(lanes) packed_heads_kernel(const Problem probl
 
   GroupState state;
   for (int begin = 0; begin < keys.end; begin += key_tile) {
-    start_tile(tile, problem, find_key(problem, work, keys, begin + lane_id()));
+    start_tile(tile, problem, work, find_key(problem, work, keys, begin + lane_id()));
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();
     __syncwarp();  // what the other lanes have copied is there, too

@@ -4,13 +4,14 @@
 //
 //   ring   | tile n: computed | tile n + 1: under way | tile n + 2: asked for now |      3 x 16 KiB
 //
-// cp.async copies from global to shared memory without a register in between, and the warp goes on. Before it computes tile n it
-// asks for tile n + 2, so at any time two tiles are under way: what a memory with a latency of about a microsecond needs is not
-// speed but enough bytes asked for. Where the rows lie is looked up one tile earlier still; else each pass would begin with
-// waiting for the block table. A lane looks up one key of the tile and tells the others.
+// cp.async copies from global to shared memory without a register in between, and the warp goes on. Before it computes
+// tile n it asks for tile n + 2, so at any time two tiles are under way: what a memory with a latency of about a
+// microsecond needs is not speed but enough bytes asked for. Where the rows lie is looked up one tile earlier still;
+// else each pass would begin with waiting for the block table. A lane looks up one key of the tile and tells the
+// others.
 //
-// What it costs: one warp and 48 KiB of shared memory for each KV head of each sequence. One sequence with eight KV heads keeps
-// eight of 132 SMs busy, and the longest sequence of a batch ends long after the others.
+// What it costs: one warp and 48 KiB of shared memory for each KV head of each sequence. One sequence with eight KV
+// heads keeps eight of 132 SMs busy, and the longest sequence of a batch ends long after the others.
 //
 // What the next rung removes: the idle SMs.
 #pragma once
@@ -40,12 +41,13 @@ __device__ GroupState attend_keys(Ring& ring, const Problem& problem, const Work
   };
   KeyPlace ahead = find_tile(0);
   const auto start = [&](int tile) {  // in order, from 0 on; behind the last tile the groups are empty
-    if (tile < num_tiles) start_tile(ring.tiles[tile % stages], problem, ahead);
+    if (tile < num_tiles) start_tile(ring.tiles[tile % stages], problem, work, ahead);
     ptx::cp_async_commit();
     ahead = find_tile(tile + 1);
   };
 
   GroupState state;
+  // [ring]
   for (int tile = 0; tile < stages - 1; ++tile) start(tile);
   for (int tile = 0; tile < num_tiles; ++tile) {
     ptx::cp_async_wait<stages - 2>();
@@ -53,6 +55,7 @@ __device__ GroupState attend_keys(Ring& ring, const Problem& problem, const Work
     start(tile + stages - 1);
     attend_tile(state, ring.tiles[tile % stages], queries, problem.scale, keys.end - keys.begin - tile * key_tile);
   }
+  // [ring]
   add_up(state);
   return state;
 }

@@ -39,7 +39,8 @@ class Batch {
  public:
   static constexpr int block_size = 16;
 
-  /// `num_sets` caches of the same shape, the layers of one pool, each with its own keys and values; blocks lie anywhere.
+  /// `num_sets` caches of the same shape, the layers of one pool, each with its own keys and values; blocks lie
+  /// anywhere.
   Batch(const std::vector<int>& kv_lens, int q_heads, int kv_heads, int num_sets)
       : num_seqs_(static_cast<int>(kv_lens.size())),
         q_heads_(q_heads),

@@ -121,11 +121,13 @@ __device__ inline void accumulate(GroupState& state, const KeyValueTile& tile, c
 /// One tile, of which the first `num_keys` keys exist; the others are zeros.
 __device__ inline void attend_tile(GroupState& state, const KeyValueTile& tile, const Queries& queries, float scale,
                                    int num_keys) {
+  // [tile]
   Scores logits;
   Weights weights;
-  score(logits, tile, queries, scale, num_keys);
-  soften(weights, logits, state);
-  accumulate(state, tile, weights);
+  score(logits, tile, queries, scale, num_keys);  // S^T = K Q^T
+  soften(weights, logits, state);                 // P^T, and what the new maximum does to the output so far
+  accumulate(state, tile, weights);               // O^T += V^T P^T
+  // [tile]
 }
 
 /// The sums of the lanes that hold the same heads.

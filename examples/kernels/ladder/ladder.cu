@@ -1,4 +1,4 @@
-// Climbs the ladder: every rung of decode attention is checked against the reference and timed against what memory allows.
+// Climbs the ladder: every rung of decode attention is held against the reference, and against what memory allows.
 //
 //   ladder           a table for two batches: microseconds, bytes of K and V a second, and how much each rung wins
 //   ladder --check   only whether each rung is right: the same text on every GPU
@@ -34,8 +34,8 @@ void launch(void (*kernel)(Parameters...), std::int64_t num_ctas, int threads, s
                stream, "ladder", arguments...);
 }
 
-/// The memory of rung 5, and how it cuts a batch: four CTAs share an SM's memory, and a split is worth merging from some
-/// hundred keys on.
+/// The memory of rung 5, and how it cuts a batch: four CTAs share an SM's memory, and a split is worth merging from
+/// some hundred keys on.
 class Splitter {
  public:
   explicit Splitter(const Problem& problem)

@@ -18,8 +18,8 @@ namespace ladder {
 /// Several times any L2: a call that comes back to a set of keys after so many bytes finds them cold.
 inline constexpr std::int64_t rotation_bytes = std::int64_t{512} << 20;
 
-/// Seconds of one of `num_calls` calls: enqueue(stream) puts them all on a stream, and the graph of it is replayed for about a
-/// third of a second. The median.
+/// Seconds of one of `num_calls` calls: enqueue(stream) puts them all on a stream, and the graph of it is replayed for
+/// about a third of a second. The median.
 template <class Enqueue>
 double seconds_per_call(int num_calls, Enqueue&& enqueue) {
   using cuda::check;
