@@ -1,5 +1,5 @@
-// Decode attention on the GPU, bf16 and head_dim 128: time of a call in a CUDA graph of calls on cold K and V, against the
-// time of only reading them and against other projects' best kernels. Choose groups with --benchmark_filter=^grid/.
+// Decode attention on the GPU, bf16 and head_dim 128: time of a call in a CUDA graph of calls on cold K and V, against
+// the time of only reading them and against other projects' best kernels. Choose groups with --benchmark_filter=^grid/.
 #include <initializer_list>
 #include <string>
 #include <vector>
@@ -19,7 +19,7 @@ using pagedkv::cuda::Launch;
 
 void add(const DecodeCase& c) { add_case<128, pagedkv::bf16>(c); }
 
-/// The batches on which the peers were measured, for one pair of head counts: all that fit in 16 GiB of K and as much of V.
+/// The batches on which the peers were measured, for one pair of head counts: all whose K and V fit in 32 GiB.
 void add_grid(int q_heads, int kv_heads) {
   for (const int num_seqs : {1, 8, 32, 128})
     for (const int kv_len : {1024, 4096, 16384, 65536})

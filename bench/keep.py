@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes of benchmark output what is worth keeping under bench/results: figures, commit, GPU; no host names, no paths.
 
-usage: keep.py "what was run" OUT.json RESULT.json ...     results: what a benchmark wrote with --benchmark_out=RESULT.json"""
+usage: keep.py "what was run" OUT.json RESULT.json ...     results: of a benchmark's --benchmark_out=RESULT.json"""
 import json
 import pathlib
 import re

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""PyTorch's attention as a decode step over contiguous K and V, timed as decode_bench times: a check of the peers' figures.
+"""PyTorch's attention as a decode step over contiguous K and V, timed as decode_bench times: a check of the peers.
 
 Needs PyTorch and a GPU. One line a point: backend,q_heads,kv_heads,lengths,us,p10_us,p90_us,GB/s,error."""
 import math
 import sys
 
-HEAD_DIM = 128
-POINTS = [(1, 1024), (1, 4096), (1, 16384), (8, 1024), (8, 4096), (32, 1024), (32, 4096), (128, 1024)]  # sequences, keys
+Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+# sequences, keys of each
+POINTS = [(1, 1024), (1, 4096), (1, 16384), (8, 1024), (8, 4096), (32, 1024), (32, 4096), (128, 1024)]
 REPLAYS = 21
 
 
@@ -43,7 +44,7 @@ def replay_times(torch, num_calls, call):
 
 
 def reference(torch, q, k, v):
-    """In fp32, the first sequence only: [q_heads, 1, HEAD_DIM]."""
+    """In fp32, the first sequence only: [Q_HEADS, 1, HEAD_DIM]."""
     group = q.shape[1] // k.shape[1]
     k, v = (x[0].float().repeat_interleave(group, 0) for x in (k, v))
     weights = torch.softmax(q[0].float() @ k.transpose(1, 2) / math.sqrt(HEAD_DIM), -1)
@@ -64,27 +65,26 @@ def main():
     print(f"# {torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
     print("backend,q_heads,kv_heads,lengths,us,p10_us,p90_us,GB/s,error")
     wrong = False
-    for q_heads, kv_heads in ((32, 8),):
-        for num_seqs, kv_len in POINTS:
-            kv_bytes = num_seqs * kv_len * kv_heads * HEAD_DIM * 2 * 2
-            num_sets = min(512, max(2, math.ceil(1e9 / kv_bytes)))
-            kv = torch.empty(num_sets, 2, num_seqs, kv_heads, kv_len, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
-            kv.normal_()
-            q = torch.randn(num_seqs, q_heads, 1, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
-            expected = reference(torch, q, kv[0, 0], kv[0, 1])
-            for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
-                def call(i):
-                    with sdpa_kernel(backend):
-                        return torch.nn.functional.scaled_dot_product_attention(
-                            q, kv[i, 0], kv[i, 1], enable_gqa=q_heads != kv_heads)
+    for num_seqs, kv_len in POINTS:
+        kv_bytes = num_seqs * kv_len * KV_HEADS * HEAD_DIM * 2 * 2
+        num_sets = min(512, max(2, math.ceil(1e9 / kv_bytes)))
+        kv = torch.empty(num_sets, 2, num_seqs, KV_HEADS, kv_len, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+        kv.normal_()
+        q = torch.randn(num_seqs, Q_HEADS, 1, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+        expected = reference(torch, q, kv[0, 0], kv[0, 1])
+        for name, backend in (("cudnn", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+            def call(i):
+                with sdpa_kernel(backend):
+                    return torch.nn.functional.scaled_dot_product_attention(
+                        q, kv[i, 0], kv[i, 1], enable_gqa=Q_HEADS != KV_HEADS)
 
-                error = ((call(0)[0].float() - expected).norm() / expected.norm()).item()
-                wrong |= not error < 1e-2
-                times = replay_times(torch, num_sets, call)
-                us, p10, p90 = (quantile(times, share) for share in (0.5, 0.1, 0.9))
-                print(f"{name},{q_heads},{kv_heads},{num_seqs}x{kv_len},{us:.2f},{p10:.2f},{p90:.2f},"
-                      f"{kv_bytes / us / 1e3:.0f},{error:.1e}", flush=True)
-            del kv
+            error = ((call(0)[0].float() - expected).norm() / expected.norm()).item()
+            wrong |= not error < 1e-2
+            times = replay_times(torch, num_sets, call)
+            us, p10, p90 = (quantile(times, share) for share in (0.5, 0.1, 0.9))
+            print(f"{name},{Q_HEADS},{KV_HEADS},{num_seqs}x{kv_len},{us:.2f},{p10:.2f},{p90:.2f},"
+                  f"{kv_bytes / us / 1e3:.0f},{error:.1e}", flush=True)
+        del kv
     return 1 if wrong else 0
 
 

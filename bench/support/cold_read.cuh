@@ -1,8 +1,8 @@
-// The bounds of decode, measured in the same run: how fast this GPU reads, at most, and how long one kernel takes that only
-// reads as many bytes as a call has K and V.
+// The bounds of decode, measured in the same run: how fast this GPU reads, at most, and how long one kernel takes that
+// only reads as many bytes as a call has K and V.
 //
 //   grid     fills the GPU, or less for few bytes; several shapes are tried for each size and the fastest counts
-//   warp     takes chunks of 4 KiB, like one head of a block of 16 keys: number from a table, then 32 lanes x 8 x 16 bytes
+//   warp     takes chunks of 4 KiB, like a head of a block of 16 keys: number from a table, then 8 x 32 x 16 bytes
 #pragma once
 
 #include <cuda_runtime.h>
@@ -125,7 +125,8 @@ struct ReadShape {
   int threads, ctas_per_sm, stages;  // stages 0: no shared memory
 };
 
-/// Few threads are the fastest for few bytes, many or a deep ring for many: on an H200, 128 x 1 below 1 MB, 256 x 8 from 30 MB.
+/// Few threads are the fastest for few bytes, many or a deep ring for many: on an H200, 128 x 1 below 1 MB, 256 x 8
+/// from 30 MB.
 inline constexpr ReadShape read_shapes[] = {{chunk_load_kernel<4>, 128, 1, 0},   {chunk_load_kernel<4>, 128, 2, 0},
                                             {chunk_load_kernel<4>, 128, 4, 0},   {chunk_load_kernel<4>, 128, 8, 0},
                                             {chunk_load_kernel<4>, 512, 4, 0},   {chunk_load_kernel<8>, 128, 4, 0},
@@ -152,8 +153,8 @@ class ColdReads {
     return ceiling_;
   }
 
-  /// Seconds of one kernel that reads `bytes`, in 4 KiB chunks from all over the memory, among others that read other chunks
-  /// (num_rotating_sets); hot: always the same chunks, from L2 where they fit.
+  /// Seconds of one kernel that reads `bytes`, in 4 KiB chunks from all over the memory, among others that read other
+  /// chunks (num_rotating_sets); hot: always the same chunks, from L2 where they fit.
   Spread seconds(std::int64_t bytes, bool hot = false) {
     const auto found = seconds_.find({bytes, hot});
     if (found != seconds_.end()) return found->second;

@@ -126,7 +126,8 @@ class DecodeBatch {
     check(cudaMemcpy(to.data(), from.data(), to.size_bytes(), cudaMemcpyHostToDevice), "DecodeBatch");
   }
 
-  /// [num_sets, num_seqs, width]: blocks in random order, no block in two sets while memory lasts; -1 behind a sequence's last.
+  /// [num_sets, num_seqs, width]: blocks in random order, none in two sets while memory lasts; -1 behind a sequence's
+  /// last.
   std::vector<std::int32_t> block_tables(const DecodeCase& c, std::int64_t num_blocks) const {
     std::int64_t blocks_of_set = 0;
     for (const int len : c.lengths.kv_len) blocks_of_set += pagedkv::ceil_div(len, c.block_size);

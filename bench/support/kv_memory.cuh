@@ -21,7 +21,8 @@ using pagedkv::cuda::check;
 
 namespace detail {
 
-/// Normal numbers, mean 0 and deviation 1: zeros draw less power and run faster than data do. Fills 2 * num_pairs elements.
+/// Normal numbers, mean 0 and deviation 1: zeros draw less power and run faster than data do. Fills 2 * num_pairs
+/// elements.
 template <class T>
 __global__ void fill_normal_kernel(T* data, std::int64_t num_pairs, std::uint64_t seed) {
   const std::int64_t num_threads = std::int64_t{gridDim.x} * blockDim.x;

@@ -47,8 +47,8 @@ inline Lengths uniform_lengths(int num_seqs, int max_len, unsigned seed) {
   return lengths;
 }
 
-/// exp of a normal number with mean 7 and deviation 1 (the median is 1,097 keys), cut to 16 .. 32,768: what chats look like.
-/// The normal number is a sum of twelve uniform ones.
+/// exp of a normal number with mean 7 and deviation 1 (the median is 1,097 keys), cut to 16 .. 32,768: what chats look
+/// like. The normal number is a sum of twelve uniform ones.
 inline Lengths log_normal_lengths(int num_seqs, unsigned seed) {
   std::mt19937 random(seed);
   Lengths lengths = equal_lengths(num_seqs, 0);
@@ -69,8 +69,8 @@ inline std::vector<Lengths> mixed_lengths() {
           log_normal_lengths(128, 5)};
 }
 
-/// `num_sets` lists of `set_size` different numbers below `limit` in random order, one behind the other. The lists share no
-/// number as long as `limit` allows it; where it does not, they start again from the first.
+/// `num_sets` lists of `set_size` different numbers below `limit` in random order, one behind the other. The lists
+/// share no number as long as `limit` allows it; where it does not, they start again from the first.
 inline std::vector<std::int32_t> shuffled_sets(std::int64_t num_sets, std::int64_t set_size, std::int64_t limit,
                                                unsigned seed) {
   std::vector<std::int32_t> numbers(static_cast<std::size_t>(limit));

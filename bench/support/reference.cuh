@@ -1,4 +1,4 @@
-// Decode attention in twenty plain lines of fp32, against which every timed call is checked: no tensor cores, no splits.
+// Decode attention in plain fp32, against which every timed call is checked: no tensor cores, no splits.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,7 +17,7 @@ namespace bench {
 
 namespace detail {
 
-/// grid [rows of q, q_heads], 32 warps. A warp takes every 32nd key, a lane every 32nd column; the warps' softmaxes are merged
+/// grid [rows of q, q_heads], 32 warps. A warp takes every 32nd key, a lane every 32nd column; the warps are merged
 /// at the end. Row r is query r % q_len of sequence r / q_len, causal. expected [num_rows, q_heads, HeadDim].
 template <int HeadDim, class Problem>
 __global__ void __launch_bounds__(1024) reference_kernel(Problem problem, int q_len, float* expected) {
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(1024) reference_kernel(Problem problem, int q_
 }  // namespace detail
 
 /// Relative L2 distance of problem.out from the truth over its first `num_rows` rows; NaN where any row of all was left
-/// unwritten, i.e. still holds the NaN that poison() put there. Sequences have q_len queries each, at least one key each.
+/// unwritten, i.e. still holds the NaN that poison() put there. Every sequence has q_len queries and a key.
 template <int HeadDim, class Problem>
 double relative_error(const Problem& problem, int q_len, int num_rows) {
   using Output = typename Problem::Output;
