@@ -110,7 +110,7 @@ class Batch {
   }
 
   /// The largest difference between what the last launch wrote and `expected`, as a part of the largest expected value.
-  /// Takes NaN for the largest of all. Clears the output for the next launch.
+  /// Infinity where something is NaN; leaves NaN behind, for the next launch to overwrite.
   float error(const std::vector<float>& expected) {
     std::vector<bf16> out(expected.size());
     cuda::check(cudaMemcpy(out.data(), device_out_.data(), device_out_.size_bytes(), cudaMemcpyDefault), "copy out");
@@ -118,7 +118,7 @@ class Batch {
     float worst = 0.f, largest = 0.f;
     for (std::size_t i = 0; i < out.size(); ++i) {
       const float difference = std::abs(to_float(out[i]) - expected[i]);
-      worst = difference <= worst ? worst : difference;
+      worst = std::max(worst, std::isnan(difference) ? infinity : difference);
       largest = std::max(largest, std::abs(expected[i]));
     }
     return worst / largest;
