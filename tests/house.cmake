@@ -1,4 +1,4 @@
-# Tests of the house rather than of the code: each header alone, the layers, the docs, the package as strangers use it, what must not compile.
+# Tests of the house rather than of the code: each header alone, the layers, the docs, the package as strangers use it, what must not compile, what ptxas makes of the kernels.
 
 # Every header twice in a translation unit of its own: it needs no other include before it, and tolerates a second one.
 function(pagedkv_add_headers_alone target glob extension)
@@ -46,6 +46,15 @@ foreach(file ${files} ${gpu_files})
     -DFILE=${file} -DCOMPILER=${compiler} -DINCLUDE=${PROJECT_SOURCE_DIR}/include
     -P ${CMAKE_CURRENT_SOURCE_DIR}/compile_fail/check.cmake)
 endforeach()
+
+if(PAGEDKV_HAS_CUDA)
+  foreach(arch 80 90a)
+    pagedkv_add_script_test(ptx_${arch}
+      -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/ptx/instructions.cu -DCOMPILER=${CMAKE_CUDA_COMPILER} -DARCH=${arch}
+      -DINCLUDE=${PROJECT_SOURCE_DIR}/include -DWORK=${CMAKE_CURRENT_BINARY_DIR}/ptx
+      -P ${CMAKE_CURRENT_SOURCE_DIR}/ptx/check.cmake)
+  endforeach()
+endif()
 
 function(pagedkv_add_consumer name)
   pagedkv_add_script_test(consumer/${name} ${ARGN}
