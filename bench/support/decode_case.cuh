@@ -172,8 +172,7 @@ void run_decode_case(benchmark::State& state, const DecodeCase& c) try {
                                       .max_tokens = 1,
                                       .max_copies = 1,
                                       .max_partials = 1 << 17,
-                                      .head_dim_v = HeadDim,
-                                      .num_buffers = 1});
+                                      .head_dim_v = HeadDim});
   const int num_rows = c.q_len * std::min(c.lengths.num_seqs(), max_checked_seqs);
   DecodeRow row;
   row.name = c.name(HeadDim, element_name<Element>);

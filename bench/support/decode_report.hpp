@@ -87,6 +87,8 @@ inline void report_failure(const std::string& name, const std::string& why) {
 inline void report(const DecodeRow& row) {
   if (row.call.median == 0)
     return report_failure(row.name, "wrong result, relative L2 error " + std::to_string(row.error));
+  static bool ceiling_told = false;
+  if (!std::exchange(ceiling_told, true)) std::printf("ceiling, one read of 8 GiB: %.0f GB/s\n", row.ceiling / 1e9);
   char bounds[32] = "";
   if (row.peer != nullptr)
     std::snprintf(bounds, sizeof bounds, "%6.3f %6.3f", Peers::limit(*row.peer), Peers::goal(*row.peer, row.bytes));
