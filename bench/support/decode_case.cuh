@@ -200,7 +200,7 @@ void run_decode_case(benchmark::State& state, const DecodeCase& c) try {
   report(row);
   if (!(row.error < tolerance)) return state.SkipWithError("wrong result: the relative L2 error is too large");
   for (auto _ : state) state.SetIterationTime(row.call.median);
-  state.SetLabel(row.kernel);
+  state.SetLabel(row.kernel.substr(0, row.kernel.find(';')));
   for (const auto& [name, value] : row.counters()) state.counters[name] = value;
 } catch (const std::exception& error) {
   report_failure(c.name(HeadDim, element_name<Element>), error.what());

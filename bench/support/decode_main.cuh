@@ -34,18 +34,21 @@ class NoReporter : public benchmark::BenchmarkReporter {
   void ReportRuns(const std::vector<Run>&) override {}
 };
 
-/// Driver, power limit and clocks, as nvidia-smi says them in one line; "" where there is no nvidia-smi.
-inline std::string machine_state() {
-  std::FILE* const answer = popen(
-      "nvidia-smi -i 0 --query-gpu=driver_version,power.limit,clocks.max.sm,clocks.max.memory,clocks.sm,power.draw,"
-      "temperature.gpu --format=csv,noheader 2>/dev/null",
-      "r");
-  char line[256] = "";
-  if (answer == nullptr) return line;
-  if (std::fgets(line, sizeof line, answer) == nullptr) line[0] = 0;
-  pclose(answer);
-  const std::string text = line;
-  return text.substr(0, text.find('\n'));
+/// Puts driver, power and clocks at the start into what --benchmark_out keeps, where nvidia-smi can tell.
+inline void add_gpu_state() {
+  constexpr const char* fields[] = {"driver_version", "power.limit", "clocks.max.sm",  "clocks.max.memory",
+                                    "clocks.sm",      "power.draw",  "temperature.gpu"};
+  for (const char* const field : fields) {
+    const std::string command =
+        std::string("nvidia-smi -i 0 --format=csv,noheader --query-gpu=") + field + " 2>/dev/null";
+    std::FILE* const answer = popen(command.c_str(), "r");
+    if (answer == nullptr) return;
+    char line[128] = "";
+    const bool answered = std::fgets(line, sizeof line, answer) != nullptr;
+    if (pclose(answer) != 0 || !answered) return;
+    const std::string text = line;
+    benchmark::AddCustomContext(field, text.substr(0, text.find('\n')));
+  }
 }
 
 }  // namespace detail
@@ -76,8 +79,7 @@ inline int decode_main(int argc, char** argv, const std::string& peers_folder, v
     return 0;
   }
   benchmark::AddCustomContext("gpu", gpu.name);
-  benchmark::AddCustomContext("driver, power limit, max SM and memory clock, SM clock, power, temperature at the start",
-                              detail::machine_state());
+  detail::add_gpu_state();
   read_peers(peers_file);
   std::printf("%s, %d SMs\n", gpu.name, gpu.multiProcessorCount);
   report_header();
