@@ -163,6 +163,8 @@ inline std::uint32_t movmatrix_transposed(std::uint32_t pair) {
   return at(column, row) | at(column + 1, row) << 16;
 }
 
+inline unsigned increment_wrapping(unsigned& counter, unsigned last) { return atomicInc(&counter, last); }
+
 template <std::size_t N>
 void load_past_l1(float (&x)[N], const float* address) {
   std::memcpy(x, address, sizeof(x));

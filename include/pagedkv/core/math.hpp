@@ -41,9 +41,12 @@ inline constexpr float log2_e = 1.4426950408889634f;
 inline constexpr float ln_2 = 0.6931471805599453f;
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
+/// On the device one instruction, with a relative error of up to 2^-22, and 0 below 2^-126.
 PAGEDKV_HD inline float exp2(float x) {
 #if defined(__CUDA_ARCH__)
-  return ::exp2f(x);
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 #else
   return std::exp2(x);
 #endif

@@ -82,7 +82,7 @@ std::string explain(const Problem& problem, const Workspace& workspace) {
     const DecodePolicy policy = detail::policy_for(problem, arch);
     const DecodeCut cut = detail::cut_for(policy, problem, workspace, {});
     return "decode_sm80 on sm_" + number(arch) + " {rows " + number(policy.rows) + ", warps " + number(policy.warps) +
-           ", stages " + number(policy.stages) + "}: " + number(cut.num_items()) + " tiles of rows x " +
+           ", stages " + number(policy.stages) + "}: " + number(cut.num_items) + " tiles of rows x " +
            number(cut.kv_heads) + " KV heads in at most " + number(cut.max_slices) +
            " slices, one a CTA; not prefill_sm80: " + suits.reason;
   }

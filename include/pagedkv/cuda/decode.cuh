@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "pagedkv/attention/problem.hpp"
 #include "pagedkv/attention/variant.hpp"
+#include "pagedkv/core/divisor.hpp"
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/error.hpp"
 #include "pagedkv/core/ids.hpp"
@@ -62,24 +64,32 @@ DecodePolicy policy_for(const Problem& problem, int arch) {
 template <class Problem>
 DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Workspace& workspace,
                   const DecodeOptions& options) {
+  const std::int64_t tiles_per_seq = ceil_div(packed_rows(problem), std::int64_t{policy.rows});
   DecodeCut cut;
-  cut.num_seqs = problem.tables.num_seqs();
+  cut.num_items = static_cast<int>(tiles_per_seq * problem.tables.num_seqs());
+  cut.tiles_per_seq = Divisor(static_cast<int>(tiles_per_seq));
+  cut.group_size = Divisor(problem.group_size());
+  cut.block_size = Divisor(problem.kv.block_size());
+  cut.chunks_in_blocks = problem.kv.block_size() % 16 == 0;
   cut.tile_rows = policy.rows;
-  cut.tiles_per_seq = static_cast<int>(ceil_div(packed_rows(problem), std::int64_t{policy.rows}));
   cut.kv_heads = problem.kv_heads();
-  cut.group_size = problem.group_size();
   cut.unit_pieces = options.batch_invariant;
-  const int key_tile = 16 * policy.warps;
-  cut.unit_keys = options.batch_invariant ? policy.piece_tiles * key_tile : key_tile;
+  const auto unit_keys = static_cast<unsigned>(16 * policy.warps * (options.batch_invariant ? policy.piece_tiles : 1));
+  cut.unit_shift = std::countr_zero(unit_keys);
   cut.min_slice_units = options.batch_invariant ? 1 : policy.min_slice_tiles;
   if (problem.head_dim_v() <= workspace.options().head_dim_v)
     cut.max_pieces = workspace.options().max_partials / policy.rows;
-  const std::int64_t units_per_row = max(1, ceil_div(problem.tables.max_kv_len, cut.unit_keys));
-  const std::int64_t num_units = cut.num_items() * cut.kv_heads * units_per_row;
+  const std::int64_t units_per_row = max(1, ceil_div(problem.tables.max_kv_len, static_cast<int>(unit_keys)));
+  const std::int64_t num_units = std::int64_t{cut.num_items} * cut.kv_heads * units_per_row;
   std::int64_t max_slices = min<std::int64_t>(num_units, std::int64_t{workspace.device().num_sms} * policy.ctas_per_sm);
   if (options.batch_invariant) max_slices = min(max_slices, cut.max_pieces);
   cut.max_slices = static_cast<int>(max_slices);
   return cut;
+}
+
+template <class KV>
+DecodePools pools_of(const KV& kv) {
+  return {in_chunks(kv.k), in_chunks(kv.v), static_cast<int>(min<std::int64_t>(kv.num_blocks(), INT32_MAX))};
 }
 
 /// What decode_simt would launch for these bounds.
@@ -103,7 +113,7 @@ void launch_decode_sm80(const Problem& problem, const V& variant, Workspace& wor
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
         "decode: shared memory");
   launch(kernel, {dim3(static_cast<unsigned>(cut.max_slices)), Config::threads, shared_bytes}, options.launch, stream,
-         "decode_sm80: launch", problem, variant, cut, workspace.partials());
+         "decode_sm80: launch", problem, variant, cut, pools_of(problem.kv), workspace.partials());
 }
 
 }  // namespace detail
@@ -118,9 +128,11 @@ Support decode_sm80_support(const Problem& problem, const Workspace& workspace, 
       is_supported(policy, {.arch = device.arch, .head_dim = problem.head_dim(), .head_dim_v = problem.head_dim_v()},
                    device.shared_bytes_per_cta);
   if (!support) return support;
+  if (detail::packed_rows(problem) / policy.rows >= (1 << 30) / max(1, problem.tables.num_seqs()))
+    return {"more than 2^30 tiles of rows"};
   if (!rows_aligned(problem.q, 4)) return {"rows of q must start at multiples of 4 bytes"};
-  if (!rows_aligned(problem.kv.k, 16)) return {"rows of K must start at multiples of 16 bytes"};
-  if (!rows_aligned(problem.kv.v, 16)) return {"rows of V must start at multiples of 16 bytes"};
+  if (!is_chunked(problem.kv.k)) return {"rows of K must start at multiples of 16 bytes, strides stay below 32 GiB"};
+  if (!is_chunked(problem.kv.v)) return {"rows of V must start at multiples of 16 bytes, strides stay below 32 GiB"};
   if (!rows_aligned(problem.out, 8)) return {"rows of out must start at multiples of 8 bytes"};
   if (options.batch_invariant && detail::cut_for(policy, problem, workspace, options).max_pieces == 0)
     return {"a batch-invariant call needs partials in the workspace, at least one tile of rows"};

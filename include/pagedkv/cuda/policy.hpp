@@ -121,6 +121,9 @@ constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& sh
   if (policy.stages < 2) return {"one stage is in flight while another is computed: at least 2"};
   if (policy.ctas_per_sm < 1 || policy.min_slice_tiles < 1 || policy.piece_tiles < 1)
     return {"ctas_per_sm, min_slice_tiles and piece_tiles must be at least 1"};
+  const int piece_keys = 16 * policy.warps * policy.piece_tiles;
+  if ((policy.warps & (policy.warps - 1)) != 0 || (piece_keys & (piece_keys - 1)) != 0)
+    return {"warps and piece_tiles must be powers of two"};
   const std::size_t softmax_bytes = 8 * static_cast<std::size_t>(policy.warps * policy.rows) + 128;
   const auto ring_bytes = static_cast<std::size_t>(decode_ring_bytes(policy, shape.head_dim, shape.head_dim_v));
   if (ring_bytes + softmax_bytes > shared_bytes_per_cta) return {"the rings of stages do not fit in shared memory"};

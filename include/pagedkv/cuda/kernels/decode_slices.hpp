@@ -2,7 +2,7 @@
 //
 //   items     | sequence 0        | sequence 1 | sequence 2 ...                one tile of rows each
 //   heads     | KV head 0 | 1 | 2 | 0 | 1 | 2  | ...
-//   units     |.|.|.|.|.|.|.|.|.|.|.|.|.|.|.|.|...                              aligned runs of unit_keys visible keys
+//   units     |.|.|.|.|.|.|.|.|.|.|.|.|.|.|.|.|...                              aligned runs of visible keys
 //   slices    |--- CTA 0 ---|--- CTA 1 ---|--- CTA 2 ---| ...
 //
 // Stream-K's even division of a linear range (arXiv:2301.03598), for attention LeanAttention (arXiv:2405.10480). Pure
@@ -13,6 +13,7 @@
 
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/core/config.hpp"
+#include "pagedkv/core/divisor.hpp"
 #include "pagedkv/core/math.hpp"
 
 namespace pagedkv {
@@ -21,17 +22,18 @@ namespace cuda {
 
 /// What the host states at launch; lengths are not among it.
 struct DecodeCut {
-  int num_seqs = 0;
-  int tiles_per_seq = 1;  // of packed rows: upper bound, from max_q_len
-  int tile_rows = 8;      // packed rows of a tile: query * group_size + head of the group
-  int kv_heads = 1, group_size = 1;
-  int unit_keys = 64;           // a slice begins and ends at multiples of so many keys of its row
-  bool unit_pieces = false;     // a partial is one unit, whoever computes it: bits do not depend on where slices end
+  int num_items = 0;      // sequences times tiles of packed rows (upper bound, from max_q_len)
+  Divisor tiles_per_seq;  // item = sequence * tiles_per_seq + tile
+  Divisor group_size;     // packed row = query * group_size + head of the group
+  Divisor block_size;
+  bool chunks_in_blocks = true;  // is block_size a multiple of the 16 keys of a warp's step?
+  int tile_rows = 8;             // packed rows of a tile
+  int kv_heads = 1;
+  int unit_shift = 6;           // a slice begins and ends at multiples of 2^unit_shift keys of its row
   int min_slice_units = 1;      // shorter slices cost more to merge than they save
   int max_slices = 1;           // CTAs of the grid
   std::int64_t max_pieces = 0;  // tiles of partials that there is room for
-
-  PAGEDKV_HD constexpr std::int64_t num_items() const { return std::int64_t{num_seqs} * tiles_per_seq; }
+  bool unit_pieces = false;     // a partial is one unit, whoever computes it: bits do not depend on where slices end
 
   friend constexpr bool operator==(const DecodeCut&, const DecodeCut&) = default;
 };
@@ -45,15 +47,16 @@ struct UnitList {
   PAGEDKV_HD constexpr int operator[](int i) const { return i < num_first ? first + i : second + (i - num_first); }
 };
 
-PAGEDKV_HD constexpr UnitList units_of(const KeyRanges& seen, int unit_keys) {
+PAGEDKV_HD constexpr UnitList units_of(const KeyRanges& seen, int unit_shift) {
+  const auto end_of = [&](KeyRange range) { return ((range.end - 1) >> unit_shift) + 1; };
   UnitList units;
   if (!seen.first.empty()) {
-    units.first = seen.first.begin / unit_keys;
-    units.num_first = ceil_div(seen.first.end, unit_keys) - units.first;
+    units.first = seen.first.begin >> unit_shift;
+    units.num_first = end_of(seen.first) - units.first;
   }
   if (!seen.second.empty()) {
-    units.second = max(seen.second.begin / unit_keys, units.first + units.num_first);
-    units.num_second = max(0, ceil_div(seen.second.end, unit_keys) - units.second);
+    units.second = max(seen.second.begin >> unit_shift, units.first + units.num_first);
+    units.num_second = max(0, end_of(seen.second) - units.second);
   }
   return units;
 }
@@ -70,40 +73,48 @@ struct DecodeItem {
 };
 
 template <AttentionVariant V>
-PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant, std::int64_t index, int q_len,
-                                          int kv_len) {
+PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant, int index, int q_len, int kv_len) {
   DecodeItem item;
-  item.sequence = static_cast<int>(index / cut.tiles_per_seq);
-  item.row_begin = static_cast<int>(index % cut.tiles_per_seq) * cut.tile_rows;
-  item.num_rows = max(0, min(cut.tile_rows, q_len * cut.group_size - item.row_begin));
+  item.sequence = cut.tiles_per_seq.quotient(index);
+  item.row_begin = cut.tiles_per_seq.remainder(index) * cut.tile_rows;
+  item.num_rows = max(0, min(cut.tile_rows, q_len * static_cast<int>(cut.group_size.divisor) - item.row_begin));
   item.kv_len = kv_len;
   item.offset = kv_len - q_len;
   if (item.num_rows == 0) return item;
-  const int earliest = item.row_begin / cut.group_size;
-  const int latest = (item.row_begin + item.num_rows - 1) / cut.group_size;
+  const int earliest = cut.group_size.quotient(item.row_begin);
+  const int latest = cut.group_size.quotient(item.row_begin + item.num_rows - 1);
   const KeyRanges seen = seen_keys(variant, earliest + item.offset, latest + item.offset, kv_len);
   const KeyRange all{0, kv_len};
   item.seen = {intersect(seen.first, all), intersect(seen.second, all)};
-  item.units = units_of(item.seen, cut.unit_keys);
+  item.units = units_of(item.seen, cut.unit_shift);
   if (item.units.size() == 0) item.units.num_first = 1;
   return item;
 }
 
-/// `num_units` units in slices that differ by one unit at most.
+/// `num_units` units in slices that differ by one unit at most, the longer ones first.
 struct Slices {
   std::int64_t num_units = 0;
+  std::int64_t size = 0;  // of a shorter slice
   int num_slices = 0;
+  int num_longer = 0;  // slices of size + 1
 
-  PAGEDKV_HD constexpr std::int64_t begin(int slice) const { return num_units * slice / num_slices; }
+  PAGEDKV_HD constexpr std::int64_t begin(int slice) const { return size * slice + min(slice, num_longer); }
   /// The slice that holds a unit.
   PAGEDKV_HD constexpr int owner(std::int64_t unit) const {
-    return static_cast<int>(((unit + 1) * num_slices - 1) / num_units);
+    const std::int64_t longer = (size + 1) * num_longer;
+    if (unit < longer) return static_cast<int>(unit / (size + 1));
+    return num_longer + static_cast<int>((unit - longer) / size);
   }
 };
 
 PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, std::int64_t num_units) {
-  const std::int64_t wanted = ceil_div(num_units, std::int64_t{cut.min_slice_units});
-  return {num_units, static_cast<int>(min<std::int64_t>(wanted, cut.max_slices))};
+  Slices slices{.num_units = num_units, .num_slices = cut.max_slices};
+  if (num_units < std::int64_t{cut.max_slices} * cut.min_slice_units)
+    slices.num_slices = static_cast<int>(ceil_div(num_units, std::int64_t{cut.min_slice_units}));
+  if (slices.num_slices == 0) return slices;
+  slices.size = num_units / slices.num_slices;
+  slices.num_longer = static_cast<int>(num_units - slices.size * slices.num_slices);
+  return slices;
 }
 
 /// May slices end inside a row's keys? Only where all pieces that would wait to be merged find room.

@@ -7,6 +7,7 @@
 #include "pagedkv/core/config.hpp"
 #include "pagedkv/core/ids.hpp"
 #include "pagedkv/core/view.hpp"
+#include "pagedkv/cuda/ptx/global.cuh"
 
 namespace pagedkv {
 inline namespace v0 {
@@ -26,9 +27,8 @@ struct Partials {
 __device__ inline bool is_last_to_arrive(unsigned& arrivals, int num_ctas, bool& is_last) {
   __syncthreads();  // all of this CTA's partials are written
   if (threadIdx.x == 0) {
-    __threadfence();  // ... and seen by whoever sees the counter
-    is_last = atomicInc(&arrivals, static_cast<unsigned>(num_ctas - 1)) == static_cast<unsigned>(num_ctas - 1);
-    __threadfence();
+    const auto last = static_cast<unsigned>(num_ctas - 1);
+    is_last = ptx::increment_wrapping(arrivals, last) == last;
   }
   __syncthreads();
   return is_last;

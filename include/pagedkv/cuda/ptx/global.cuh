@@ -1,4 +1,5 @@
-// ld.global.cg: what other CTAs of the same launch have written, past this SM's L1 (PTX ISA "cache operators").
+// Global memory that the CTAs of one launch share: loads past this SM's L1 (PTX ISA "cache operators") and a counter that
+// orders what was written before it (PTX ISA "atom").
 #pragma once
 
 #include "pagedkv/core/config.hpp"
@@ -19,6 +20,14 @@ __device__ inline void load_past_l1(float (&x)[4], const float* address) {
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
                : "l"(address)
                : "memory");
+}
+
+/// Adds 1 and returns what was there; from `last` the counter goes back to 0. All that this thread has seen is seen by
+/// whoever finds the counter raised.
+__device__ inline unsigned increment_wrapping(unsigned& counter, unsigned last) {
+  unsigned old;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(&counter), "r"(last) : "memory");
+  return old;
 }
 
 }  // namespace ptx

@@ -31,6 +31,20 @@ struct SwizzledTile {
     const int place = column / chunk ^ row / (8 / permuted) % permuted;
     return row * Columns + place * chunk + column % chunk;
   }
+
+  // Neighbours of a place that a lane has computed once, by a constant: no more than an XOR and a sum.
+
+  /// Offset of the place `columns`, a multiple of 16, to the right of one in the first 16 columns.
+  PAGEDKV_HD static constexpr int right_of(int offset, int columns) {
+    const int step = columns / chunk;
+    return (offset ^ step % permuted * chunk) + step / permuted * permuted * chunk;
+  }
+
+  /// Offset of the place `rows` below one in the first 2^n rows, where 2^n divides `rows`. Of tiles whose rows are multiples
+  /// of 128 bytes.
+  PAGEDKV_HD static constexpr int below(int offset, int rows) requires(permuted == 8) {
+    return (offset ^ rows % permuted * chunk) + rows * Columns;
+  }
 };
 
 /// Columns of 16-bit elements that TMA permutes together: 128, 64 or 32 bytes, whatever divides the row.

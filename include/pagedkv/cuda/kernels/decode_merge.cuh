@@ -1,0 +1,238 @@
+// How the warps of a CTA, and then the CTAs of a row, put their pieces of decode_sm80's output together.
+#pragma once
+
+#include <cstdint>
+
+#include "pagedkv/attention/online_softmax.hpp"
+#include "pagedkv/attention/variant.hpp"
+#include "pagedkv/core/config.hpp"
+#include "pagedkv/core/math.hpp"
+#include "pagedkv/cuda/kernels/decode_slices.hpp"
+#include "pagedkv/cuda/kernels/decode_walk.cuh"
+#include "pagedkv/cuda/kernels/paged_rows.cuh"
+#include "pagedkv/cuda/kernels/partials.cuh"
+#include "pagedkv/cuda/ptx/convert.cuh"
+#include "pagedkv/cuda/ptx/global.cuh"
+#include "pagedkv/cuda/tile/fragment.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+namespace cuda {
+namespace detail {
+
+/// One piece of the rows of an item, as far as one warp has come; sums are the lane's own share.
+template <class Config>
+struct DecodeState {
+  OnlineSoftmax softmax[Config::octets][2];
+  typename Config::Output output;  // [head_dim_v / 16][octets][4]
+};
+
+/// Four columns of a row and its softmax, of one piece or of several merged ones.
+template <class Config>
+struct RowQuad {
+  OnlineSoftmax softmax;
+  float out[Config::quad] = {};
+
+  // fmaf is spelt out: which product a compiler fuses must not differ between the places that merge.
+  __device__ __forceinline__ void merge(const RowQuad& piece) {
+    if (piece.softmax.max == -infinity) return;  // its columns may never have been written
+    const auto [own, other] = softmax.merge(piece.softmax);
+#pragma unroll
+    for (int c = 0; c < Config::quad; ++c) out[c] = fmaf(own, out[c], other * piece.out[c]);
+  }
+};
+
+/// Where (row of the pass, column) of a warp's output lies in its stage: eight columns stay together, and the four pairs of
+/// rows that a warp writes at once meet different banks.
+template <class Config>
+__device__ __forceinline__ int exchange_offset(int row, int column) {
+  constexpr int groups = Config::head_dim_v / 8, permuted = groups % 4 == 0 ? 4 : 2;
+  return row * Config::head_dim_v + (column / 8 ^ row / 2 % permuted) * 8 + column % 8;
+}
+
+/// Puts the lane's part of the rows [first, first + rows_per_pass) where the other warps can read it.
+template <class Config>
+__device__ __forceinline__ void put_output(typename Config::Stage& stage, const typename Config::Output& output,
+                                           int first) {
+  auto* const exchange = reinterpret_cast<float*>(&stage);  // [rows_per_pass, head_dim_v]
+#pragma unroll
+  for (int octet = 0; octet < Config::octets; ++octet) {
+    if (octet * 8 < first || octet * 8 >= first + Config::rows_per_pass) continue;
+#pragma unroll
+    for (int d = 0; d < Config::head_dim_v / 16; ++d) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Coordinate place = fragment_c(lane_id(), i);  // row: of O^T, a column of the output
+        exchange[exchange_offset<Config>(octet * 8 - first + place.column, 16 * d + place.row)] = output[d][octet][i];
+      }
+    }
+  }
+}
+
+struct alignas(16) FourFloats {
+  float x[4];
+};
+
+/// One row's four columns, of all warps, merged in the order of the warps.
+template <class Config>
+__device__ __forceinline__ RowQuad<Config> join_warps(const typename Config::SharedMemory& shared, int stage, int first,
+                                                      int row, int column) {
+  RowQuad<Config> total;
+#pragma unroll
+  for (int warp = 0; warp < Config::warps; ++warp) {
+    const auto* const exchange = reinterpret_cast<const float*>(&shared.ring[warp][stage]);
+    const auto four = *reinterpret_cast<const FourFloats*>(exchange + exchange_offset<Config>(row - first, column));
+    RowQuad<Config> piece{shared.softmax[warp][row], {four.x[0], four.x[1], four.x[2], four.x[3]}};
+    total.merge(piece);
+  }
+  return total;
+}
+
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void finish_row(const Problem& problem, const V& variant, const DecodeItem& item,
+                                           const DecodeCut& cut, int kv_head, int row, int column,
+                                           const RowQuad<Config>& total) {
+  using T = typename Config::Element;
+  struct alignas(8) Four {
+    std::uint32_t pairs[2];
+  };
+  const int packed = item.row_begin + row, group_size = static_cast<int>(cut.group_size.divisor);
+  const std::int64_t token = problem.tables.query_begin(item.sequence) + cut.group_size.quotient(packed);
+  const int q_head = kv_head * group_size + cut.group_size.remainder(packed);
+  const auto [scale, lse] = total.softmax.finish(prior_of(variant, q_head));
+  *reinterpret_cast<Four*>(problem.out.at(token, q_head, column)) = {
+      ptx::pack<T>(scale * total.out[0], scale * total.out[1]),
+      ptx::pack<T>(scale * total.out[2], scale * total.out[3])};
+  if (column == 0 && !problem.lse.empty()) problem.lse(token, q_head) = lse;
+}
+
+/// The pieces of a row of keys, and the tiles of partials where they wait for each other. Only the first and the last row of
+/// a slice may have pieces elsewhere. So partials are a tile for each slice, for the first piece of its last row, or for the
+/// total of a row that is all its own; behind them a tile for each slice, for its piece of a row that began earlier, or,
+/// where pieces are units, one for each unit.
+struct DecodePieces {
+  int num = 1, mine = 0;                // of the item's rows and this head; which of them is at hand
+  int first_owner = 0, num_owners = 1;  // slices that hold them
+  bool are_units = false;
+  std::int64_t first_slot = 0;
+
+  __device__ __forceinline__ std::int64_t slot(int piece) const {
+    return piece == 0 && !are_units ? first_owner : first_slot + piece;
+  }
+};
+
+__device__ __forceinline__ DecodePieces pieces_at(const DecodeCursor& cursor, const DecodeSlice& slice,
+                                                  const DecodeCut& cut) {
+  const int own = static_cast<int>(blockIdx.x), num_units = cursor.item.units.size();
+  const std::int64_t end = slice.begin + slice.size, row_begin = end - cursor.left - cursor.unit;
+  DecodePieces pieces{.first_owner = own, .are_units = cut.unit_pieces};
+  if (slice.cuts_rows && (row_begin < slice.begin || row_begin + num_units > end)) {
+    pieces.first_owner = slice.slices.owner(row_begin);
+    pieces.num_owners = slice.slices.owner(row_begin + num_units - 1) - pieces.first_owner + 1;
+  }
+  pieces.num = cut.unit_pieces ? num_units : pieces.num_owners;
+  pieces.mine = cut.unit_pieces ? cursor.unit : own - pieces.first_owner;
+  pieces.first_slot = slice.slices.num_slices + (cut.unit_pieces ? row_begin : pieces.first_owner);
+  return pieces;
+}
+
+/// Does fn(row, column) for four columns at a time of the rows [first, end), all threads together.
+template <class Config, class Fn>
+__device__ __forceinline__ void for_each_quad(int first, int end, Fn&& fn) {
+  constexpr int quads = Config::head_dim_v / Config::quad;
+  for (int i = static_cast<int>(threadIdx.x); i < (end - first) * quads; i += Config::threads)
+    fn(first + i / quads, i % quads * Config::quad);
+}
+
+template <class Config>
+__device__ __forceinline__ void store_partial(const Partials& partials, std::int64_t slot, int row, int column,
+                                              const RowQuad<Config>& piece) {
+  const std::int64_t index = slot * Config::rows + row;
+  *reinterpret_cast<FourFloats*>(partials.outputs.at(index, column)) = {piece.out[0], piece.out[1], piece.out[2],
+                                                                        piece.out[3]};
+  if (column == 0) partials.softmax(index) = piece.softmax;
+}
+
+template <class Config>
+__device__ __forceinline__ RowQuad<Config> load_partial(const Partials& partials, std::int64_t slot, int row,
+                                                        int column) {
+  const std::int64_t index = slot * Config::rows + row;
+  RowQuad<Config> piece;
+  float softmax[2];
+  ptx::load_past_l1(softmax, &partials.softmax(index).max);
+  ptx::load_past_l1(piece.out, partials.outputs.at(index, column));
+  piece.softmax = {softmax[0], softmax[1]};
+  return piece;
+}
+
+/// All pieces of a row, in order; several are on their way at a time.
+template <class Config>
+__device__ __forceinline__ RowQuad<Config> join_pieces(const Partials& partials, const DecodePieces& pieces, int row,
+                                                       int column) {
+  constexpr int in_flight = 6;
+  RowQuad<Config> total;
+  for (int first = 0; first < pieces.num; first += in_flight) {
+    RowQuad<Config> some[in_flight];
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i)
+      if (first + i < pieces.num) some[i] = load_partial<Config>(partials, pieces.slot(first + i), row, column);
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i) total.merge(some[i]);
+  }
+  return total;
+}
+
+/// The end of a piece, all warps together: join their outputs; then finish the row, or fold the piece into the total of
+/// the row, or leave it to whichever CTA comes last.
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared, int stage, const Problem& problem,
+                                          const V& variant, const DecodeCut& cut, const Partials& partials,
+                                          const DecodeCursor& cursor, DecodeState<Config>& state) {
+#pragma unroll
+  for (int octet = 0; octet < Config::octets; ++octet) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      OnlineSoftmax& softmax = state.softmax[octet][j];
+      for (int step = 4; step < 32; step *= 2) softmax.sum += __shfl_xor_sync(~0u, softmax.sum, step);
+      if (lane_id() < 4) shared.softmax[warp_id()][octet * 8 + fragment_c(lane_id(), j).column] = softmax;
+    }
+  }
+  const DecodePieces pieces = pieces_at(cursor, shared.slice, cut);
+#pragma unroll
+  for (int first = 0; first < Config::rows; first += Config::rows_per_pass) {
+    put_output<Config>(shared.ring[warp_id()][stage], state.output, first);
+    __syncthreads();
+    for_each_quad<Config>(first, min(cursor.item.num_rows, first + Config::rows_per_pass), [&](int row, int column) {
+      RowQuad<Config> quad = join_warps<Config>(shared, stage, first, row, column);
+      if (pieces.num_owners > 1) return store_partial<Config>(partials, pieces.slot(pieces.mine), row, column, quad);
+      // All pieces are this CTA's, in order, and these columns this thread's to fold.
+      const std::int64_t total_slot = blockIdx.x;
+      if (pieces.mine > 0) {
+        RowQuad<Config> total = load_partial<Config>(partials, total_slot, row, column);
+        total.merge(quad);
+        quad = total;
+      }
+      if (pieces.mine < pieces.num - 1) return store_partial<Config>(partials, total_slot, row, column, quad);
+      finish_row<Config>(problem, variant, cursor.item, cut, cursor.head, row, column, quad);
+    });
+    __syncthreads();
+  }
+}
+
+/// The end of a row, as far as this slice goes: if other slices hold the rest of it, whose CTA comes last merges them all.
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void end_row(typename Config::SharedMemory& shared, const Problem& problem, const V& variant,
+                                        const DecodeCut& cut, const Partials& partials, const DecodeCursor& cursor) {
+  const DecodePieces pieces = pieces_at(cursor, shared.slice, cut);
+  if (pieces.num_owners == 1) return;
+  if (!is_last_to_arrive(partials.arrivals(pieces.first_owner), pieces.num_owners, shared.is_last)) return;
+  for_each_quad<Config>(0, cursor.item.num_rows, [&](int row, int column) {
+    const RowQuad<Config> total = join_pieces<Config>(partials, pieces, row, column);
+    finish_row<Config>(problem, variant, cursor.item, cut, cursor.head, row, column, total);
+  });
+}
+
+}  // namespace detail
+}  // namespace cuda
+}  // namespace v0
+}  // namespace pagedkv
