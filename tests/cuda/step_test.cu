@@ -2,68 +2,19 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
-#include <cstring>
 #include <optional>
-#include <vector>
 
 #include "pagedkv/cache/block_allocator.hpp"
 #include "pagedkv/cache/sequence.hpp"
 #include "pagedkv/cache/step_plan.hpp"
 #include "pagedkv/cpu/step.hpp"
 #include "pagedkv/cuda/step.cuh"
-#include "support/device_problem.cuh"
-#include "support/random.hpp"
+#include "support/two_pools.cuh"
 
 namespace {
 
 using namespace pagedkv;
 using namespace pagedkv_test;
-
-/// A pool on both sides, equal at first, filled with random bits (NaN among them).
-template <class T>
-struct TwoPools {
-  explicit TwoPools(const KvLayout& layout) : host(layout), device(layout) {
-    Random random(1);
-    std::vector<std::uint16_t> bits(host.size_bytes() / sizeof(std::uint16_t));
-    for (std::uint16_t& x : bits) x = static_cast<std::uint16_t>(random.next());
-    std::memcpy(elements(), bits.data(), host.size_bytes());
-    cuda::check(cudaMemcpy(device.layers().first.k.data, bits.data(), host.size_bytes(), cudaMemcpyHostToDevice),
-                "fill");
-  }
-
-  T* elements() { return host.layers().first.k.data; }
-
-  bool equal() {
-    std::vector<std::byte> from_device(host.size_bytes());
-    cuda::check(cudaDeviceSynchronize(), "compare");
-    cuda::check(cudaMemcpy(from_device.data(), device.layers().first.k.data, host.size_bytes(), cudaMemcpyDeviceToHost),
-                "compare");
-    return std::memcmp(from_device.data(), elements(), host.size_bytes()) == 0;
-  }
-
-  pagedkv::KvPool<T> host;
-  cuda::KvPool<T> device;
-};
-
-/// New rows of K and V on both sides.
-template <class X>
-struct Rows {
-  Rows(int num_rows, int kv_heads, int dim, std::uint64_t seed)
-      : extents{num_rows, kv_heads, dim}, host(static_cast<std::size_t>(num_rows * kv_heads * dim)) {
-    Random random(seed);
-    for (X& x : host) x = from_float<X>(random.real(4.f));
-    device.emplace(to_device(host));
-  }
-
-  View<const X, 3> on_host() const { return dense_view(host.data(), extents); }
-  View<const X, 3, Space::device> on_device() const {
-    return dense_view<Space::device>(static_cast<const X*>(device->data()), extents);
-  }
-
-  std::int64_t extents[3];
-  std::vector<X> host;
-  std::optional<cuda::DeviceArray<X>> device;
-};
 
 /// Prompts, forks that write into shared tails, a truncated row: every kind of entry a StepPlan has.
 template <class T, class X>
