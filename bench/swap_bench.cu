@@ -2,7 +2,7 @@
 //
 //   swap_blocks      the library's: a strided copy for each run of blocks, all layers at once
 //   batched_copies   a copy for each block, layer, and K or V, enqueued together by cudaMemcpyBatchAsync
-//   mapped_kernel    a kernel that reads and writes host memory by itself
+//   mapped_kernel    a kernel on a few SMs that reads and writes host memory by itself
 //
 // Events around the call, so that the host's time to enqueue counts where the bus would wait for it.
 #include <benchmark/benchmark.h>
@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <numeric>
 #include <random>
@@ -34,6 +35,7 @@ using namespace pagedkv;
 using cuda::check;
 
 constexpr int num_samples = 7;
+constexpr std::size_t value_bytes = 16 * 8 * 128 * sizeof(bf16);  // of one block's V in one layer
 
 /// Two pools of up to 2 GiB: 1,024 blocks of 32 layers or 8,192 of one, in device memory and in pinned host memory.
 class Pools {
@@ -123,6 +125,13 @@ std::vector<BlockPair> scattered_pairs(std::int64_t count, std::int64_t num_bloc
   return pairs;
 }
 
+/// One layer's V of one block, here and there.
+void require_equal(const bf16* on_device, const bf16* on_host) {
+  std::vector<std::byte> bytes(value_bytes);
+  check(cudaMemcpy(bytes.data(), on_device, value_bytes, cudaMemcpyDeviceToHost), "compare");
+  if (std::memcmp(bytes.data(), on_host, value_bytes) != 0) throw std::runtime_error("wrong bytes");
+}
+
 struct Swap {
   template <Space From, Space To>
   void operator()(const std::vector<BlockPair>& pairs, const KvLayers<bf16, From>& source,
@@ -155,52 +164,62 @@ struct BatchedCopies {
   }
 };
 
-/// One CTA for each 8 KiB of a pair's block, a layer, and K or V: grid x: tile, y: pair, z: 2 * layer + (0 for K, 1 for V).
-__global__ void __launch_bounds__(128)
-    mapped_swap_kernel(const BlockPair* pairs, const KvLayers<const Piece<16>, Space::device> source,
+/// As many as fit into a kernel's parameters: no upload.
+struct PairList {
+  BlockPair pairs[256];
+  int size;
+};
+constexpr int mapped_ctas = 32, mapped_threads = 512;  // few SMs: the others have work of their own
+
+/// Each CTA takes tiles of 32 KiB, in turns: K or V of one block in one layer.
+__global__ void __launch_bounds__(mapped_threads)
+    mapped_swap_kernel(const PairList list, const KvLayers<const Piece<16>, Space::device> source,
                        const KvLayers<Piece<16>, Space::device> destination) {
-  const BlockPair pair = pairs[blockIdx.y];
-  const auto from = source.layer(static_cast<int>(blockIdx.z / 2));
-  const auto to = destination.layer(static_cast<int>(blockIdx.z / 2));
-  const unsigned first = blockIdx.x * 512 + threadIdx.x;
-  const Piece<16>* const in = (blockIdx.z % 2 == 0 ? from.k : from.v).at(to_index(pair.source), 0, 0, first);
-  Piece<16>* const out = (blockIdx.z % 2 == 0 ? to.k : to.v).at(to_index(pair.destination), 0, 0, first);
-  Piece<16> pieces[4];
+  constexpr int pieces_per_thread = 4;
+  const int num_tiles = list.size * source.num_layers * 2;
+  for (int tile = static_cast<int>(blockIdx.x); tile < num_tiles; tile += static_cast<int>(gridDim.x)) {
+    const BlockPair pair = list.pairs[tile / (2 * source.num_layers)];
+    const auto from = source.layer(tile / 2 % source.num_layers);
+    const auto to = destination.layer(tile / 2 % source.num_layers);
+    const Piece<16>* const in = (tile % 2 == 0 ? from.k : from.v).at(to_index(pair.source), 0, 0, threadIdx.x);
+    Piece<16>* const out = (tile % 2 == 0 ? to.k : to.v).at(to_index(pair.destination), 0, 0, threadIdx.x);
+    Piece<16> pieces[pieces_per_thread];
 #pragma unroll
-  for (int n = 0; n < 4; ++n) pieces[n] = in[n * 128];
+    for (int n = 0; n < pieces_per_thread; ++n) pieces[n] = in[n * mapped_threads];
 #pragma unroll
-  for (int n = 0; n < 4; ++n) out[n * 128] = pieces[n];
+    for (int n = 0; n < pieces_per_thread; ++n) out[n * mapped_threads] = pieces[n];
+  }
+}
+
+/// The same layers as pieces: pinned host memory has one address on both sides of the bus.
+template <class P, Space S>
+KvLayers<P, Space::device> mapped(const KvLayers<bf16, S>& layers) {
+  const auto view = [](const auto& blocks) {
+    const auto pieces = in_pieces<Piece<16>>(blocks);
+    View<P, 4, Space::device> result{.data = pieces.data};
+    std::copy_n(pieces.extents, 4, result.extents);
+    std::copy_n(pieces.strides, 4, result.strides);
+    return result;
+  };
+  return {.first = {.k = view(layers.first.k), .v = view(layers.first.v)},
+          .num_layers = layers.num_layers,
+          .layer_stride = layers.layer_stride / 8};
 }
 
 struct MappedKernel {
   template <Space From, Space To>
   void operator()(const std::vector<BlockPair>& pairs, const KvLayers<bf16, From>& source,
                   const KvLayers<bf16, To>& destination, cudaStream_t stream) {
-    if (list.size() == 0) {
-      list = cuda::DeviceArray<BlockPair>(pairs.size());
-      check(cudaMemcpy(list.data(), pairs.data(), list.size_bytes(), cudaMemcpyHostToDevice), "pairs");
+    PairList list;
+    for (std::size_t first = 0; first < pairs.size(); first += std::size(list.pairs)) {
+      const std::size_t size = std::min(pairs.size() - first, std::size(list.pairs));
+      std::copy_n(pairs.begin() + static_cast<std::ptrdiff_t>(first), size, list.pairs);
+      list.size = static_cast<int>(size);
+      mapped_swap_kernel<<<mapped_ctas, mapped_threads, 0, stream>>>(list, mapped<const Piece<16>>(source),
+                                                                     mapped<Piece<16>>(destination));
+      check(cudaGetLastError(), "mapped kernel");
     }
-    const auto on_device = [](auto layers) {  // pinned host memory has one address on both sides
-      const auto view = [](const auto& blocks) {
-        const auto pieces = in_pieces<Piece<16>>(blocks);
-        View<Piece<16>, 4, Space::device> result{.data = pieces.data};
-        std::copy_n(pieces.extents, 4, result.extents);
-        std::copy_n(pieces.strides, 4, result.strides);
-        return result;
-      };
-      return KvLayers<Piece<16>, Space::device>{.first = {.k = view(layers.first.k), .v = view(layers.first.v)},
-                                                .num_layers = layers.num_layers,
-                                                .layer_stride = layers.layer_stride / 8};
-    };
-    const auto from = on_device(source);
-    const KvLayers<const Piece<16>, Space::device> read_only{
-        .first = from.first, .num_layers = from.num_layers, .layer_stride = from.layer_stride};
-    const dim3 grid(4, static_cast<unsigned>(pairs.size()), static_cast<unsigned>(2 * source.num_layers));
-    mapped_swap_kernel<<<grid, 128, 0, stream>>>(list.data(), read_only, on_device(destination));
-    check(cudaGetLastError(), "mapped kernel");
   }
-
-  cuda::DeviceArray<BlockPair> list;
 };
 
 template <class Way>
@@ -215,14 +234,25 @@ void run(benchmark::State& state) {
   const auto pairs = scattered_pairs(num_blocks, layout.num_blocks);
   const auto device = Pools::instance().on_device(num_layers);
   const auto host = Pools::instance().on_host(num_layers);
-  Way way;
+  const auto v_of = [&](const auto& layers, BlockId block) {
+    return layers.layer(num_layers - 1).v.at(to_index(block), 0, 0, 0);
+  };
+  for (const BlockPair& pair : {pairs.front(), pairs.back()}) {  // what is compared below must have been moved
+    bf16* const target = is_out ? v_of(host, pair.destination) : v_of(device, pair.destination);
+    check(cudaMemset(target, 0, value_bytes), "clear");
+  }
+  check(cudaDeviceSynchronize(), "clear");
   const bench::Spread seconds = time([&](cudaStream_t stream) {
     if (is_out)
-      way(pairs, device, host, stream);
+      Way{}(pairs, device, host, stream);
     else
-      way(pairs, host, device, stream);
+      Way{}(pairs, host, device, stream);
   });
   for (auto _ : state) state.SetIterationTime(seconds.median);
+  for (const BlockPair& pair : {pairs.front(), pairs.back()}) {
+    require_equal(v_of(device, is_out ? pair.source : pair.destination),
+                  v_of(host, is_out ? pair.destination : pair.source));
+  }
   const double bound = memcpy_seconds(bytes, is_out);
   state.counters["us"] = seconds.median * 1e6;
   state.counters["p90"] = seconds.p90 * 1e6;
