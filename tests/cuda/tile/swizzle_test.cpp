@@ -17,6 +17,21 @@ constexpr int rows = 64;
 /// The group of four banks that serves the 16 bytes at an offset in 16-bit elements.
 constexpr int bank_group(int offset) { return offset / 8 % 8; }
 
+/// Are the places that are computed from a neighbour's those that are computed from scratch?
+template <class Tile>
+void check_right_of(int columns) {
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < columns; ++column)
+      CHECK(Tile::right_of(Tile::offset(row, column % 16), column / 16 * 16) == Tile::offset(row, column));
+}
+
+template <class Tile>
+void check_below(int columns) {
+  for (int row = 0; row < rows; ++row)
+    for (int column = 0; column < columns; ++column)
+      CHECK(Tile::below(Tile::offset(row % 4, column), row / 4 * 4) == Tile::offset(row, column));
+}
+
 template <int Columns>
 void check_width() {
   CAPTURE(Columns);
@@ -44,6 +59,8 @@ void check_width() {
       written.insert(bank_group(Tile::offset(i / Tile::chunks_per_row, i % Tile::chunks_per_row * 8)));
     CHECK(written.size() == 8);  // eight neighbouring lanes of a copy
   }
+  if constexpr (Columns % 16 == 0) check_right_of<Tile>(Columns);
+  if constexpr (Columns % 64 == 0) check_below<Tile>(Columns);
 }
 
 template <int Columns, int BoxRows>
@@ -66,6 +83,7 @@ void check_boxes() {
       CHECK(read.size() == 8);  // one 8x8 matrix of ldmatrix
     }
   }
+  check_right_of<Tile>(Columns);
   CHECK(2 * Tile::box_elements % Tile::alignment == 0);  // each box begins where the permutation does
 }
 

@@ -70,6 +70,12 @@ struct BoxedTile {
     return row / BoxRows * box_elements + column / columns_per_slab * (BoxRows * columns_per_slab) +
            Slab::offset(row % BoxRows, column % columns_per_slab);
   }
+
+  /// As SwizzledTile's.
+  PAGEDKV_HD static constexpr int right_of(int offset, int columns) {
+    return Slab::right_of(offset, columns % columns_per_slab) +
+           columns / columns_per_slab * (BoxRows * columns_per_slab);
+  }
 };
 
 }  // namespace cuda
