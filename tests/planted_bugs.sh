@@ -115,6 +115,16 @@ plant "the batch moves split boundaries" cpu/attend_invariance cpu/attend.hpp 's
 plant "a prior is forgotten" cpu/attend_chains cpu/attend.hpp 's/prior_of(variant_, head)/-infinity/'
 plant "a copy takes rows that are not valid" cpu/step cpu/step.hpp 's/slot < copy.num_rows/slot < blocks.extents[2]/'
 plant "a call returns before its slowest task" cpu/executor cpu/executor.hpp 's/idle_.wait(lock.*$//'
+plant "a copy kernel takes rows that are not valid" cuda/kernels/copy_blocks cuda/kernels/copy_blocks.cuh 's/num_rows = max(copy.num_rows, 0)/num_rows = max(copy.num_rows, 0) == 0 ? 0 : static_cast<int>(blocks.extents[2])/'
+plant "layers that fill no group are not copied" cuda/kernels/copy_blocks cuda/kernels/copy_blocks.cuh 's/.num_groups = ceil_div(pieces.num_layers, layers_per_cta)/.num_groups = pieces.num_layers \/ layers_per_cta/'
+plant "a tile has one piece more than the run" cuda/kernels/copy_blocks cuda/kernels/move_pieces.cuh 's/const int last = num_pieces - 1 - first_piece/const int last = num_pieces - first_piece/'
+plant "rows of dead slots are stored" cuda/kernels/store_kv cuda/kernels/store_kv.cuh 's/from = slot < 0 ? nullptr : /from = /'
+plant "slots are 32 bits wide" cuda/kernels/store_kv cuda/kernels/store_kv.cuh 's/  if (slot < std::int64_t{1} << 31) return/  return/'
+plant "rows behind an empty sequence are the empty one's" cuda/kernels/gather_kv cuda/kernels/gather_kv.cuh 's/(begins(middle) <= row/(begins(middle) < row/'
+plant "a tile that begins in one sequence lies in it" cuda/kernels/gather_kv cuda/kernels/gather_kv.cuh 's/last < begins(sequence + 1) ? sequence + 1 : num_seqs/sequence + 1/'
+plant "a sequence's last block is full" cuda/kernels/build_tables cuda/kernels/build_tables.cuh 's/block_size : ragged.last_block_len(sequence)/block_size : block_size/'
+plant "pairs that follow each other on one side only are copied together" storage/block_swap storage/block_swap.hpp 's/to_index(pairs\[i\].destination) == to_index(pairs\[i - 1\].destination) + 1/true/'
+plant "pitches that the copy cannot take are given to it" storage/block_swap storage/block_swap.hpp 's/ \&\& pitch <= max_pitch//'
 
 echo "$missed missed"
 [[ $missed -eq 0 ]]

@@ -56,14 +56,13 @@ __global__ void __launch_bounds__(Config::threads)
   ptx::launch_dependents();
   const BlockCopy copy = copies(blockIdx.x);
   const bool is_key = blockIdx.y % 2 == 0;
-  const auto blocks =
-      detail::pick(is_key, layers.first.k, layers.first.v);  // [num_blocks, kv_heads, block_size, pieces]
+  const auto blocks = detail::pick(is_key, layers.first.k, layers.first.v);  // [.., kv_heads, block_size, pieces]
   const Divisor row_pieces = is_key ? shape.k_row : shape.v_row;
   PAGEDKV_ASSERT(copy.num_rows <= blocks.extents[2]);
   const int num_rows = max(copy.num_rows, 0), first_piece = static_cast<int>(blockIdx.y / 2) * Config::tile_pieces;
   const int num_pieces = static_cast<int>(blocks.extents[1] * blocks.extents[3]) * num_rows;
   if (first_piece >= num_pieces) {
-    ptx::wait_for_previous_kernel();  // every CTA: who waits for this kernel waits for those before it
+    ptx::wait_for_previous_kernel();
     return;
   }
   const int first_layer = static_cast<int>(blockIdx.z) * layers_per_cta;

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(Config::threads)
   const auto num_pieces = static_cast<int>(min(rows.extents[0], fill) * rows.extents[1] * rows.extents[2]);
   const int first_piece = static_cast<int>(blockIdx.x) * Config::tile_pieces;
   if (first_piece >= num_pieces) {
-    ptx::wait_for_previous_kernel();  // every CTA: who waits for this kernel waits for those before it
+    ptx::wait_for_previous_kernel();
     return;
   }
 

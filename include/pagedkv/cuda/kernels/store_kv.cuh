@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(Config::threads)
   const Divisor row_pieces = is_key ? shape.k_row : shape.v_row;
   const auto num_pieces = static_cast<int>(rows.extents[0] * rows.extents[1] * rows.extents[2]);
   const int first_piece = static_cast<int>(blockIdx.x) * Config::tile_pieces;
-  if (first_piece >= num_pieces) {    // where K has longer rows than V, or V than K
-    ptx::wait_for_previous_kernel();  // every CTA: who waits for this kernel waits for those before it
+  if (first_piece >= num_pieces) {  // the grid is that of the longer rows, K's or V's
+    ptx::wait_for_previous_kernel();
     return;
   }
 
