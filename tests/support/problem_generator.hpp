@@ -122,7 +122,7 @@ struct GeneratedProblem {
   std::vector<O> out;                     // margin + [num_tokens, q_heads, head_dim_v] + margin
   std::vector<float> lse;                 // margin + [num_tokens, q_heads] + margin
   std::vector<float> slopes, sinks;       // [q_heads], for Alibi and SinkLogit
-  std::vector<std::uint64_t> tree;        // [num_tokens], for TreeMask
+  std::vector<std::uint64_t> tree;        // [num_tokens + 1], for TreeMask; never empty
   int num_blocks = 0, max_blocks_per_seq = 0;
   float scale = 1.f;
 
@@ -206,6 +206,7 @@ struct GeneratedProblem {
       append_rows(chosen.q, q, s, size(shape.q_heads()) * size(shape.head_dim));
       append_rows(chosen.tree, tree, s, 1);
     }
+    chosen.tree.push_back(0);
     chosen.shape.spare_tokens = 0;
     chosen.clear_outputs();
     return chosen;
@@ -302,7 +303,7 @@ struct GeneratedProblem {
 
   // Each draft sees itself and what its parent sees, one before it; a few begin a tree of their own, a few see nothing.
   void plant_trees(Random& random) {
-    tree.assign(size(num_tokens()), 0);
+    tree.assign(size(num_tokens()) + 1, 0);
     for (int s = 0; s < shape.num_seqs(); ++s) {
       std::uint64_t* const drafts = tree.data() + query_begin[size(s)];
       for (int i = 0; i < shape.q_len[size(s)]; ++i) {
