@@ -215,7 +215,7 @@ void gather_kv_nhd(benchmark::State& state) { run_gather(state, KvOrder::nhd); }
 
 /// Rows of X to random slots, as in decode; a prompt's would be consecutive.
 template <class X>
-void run_stores(benchmark::State& state, KvOrder order) {
+void run_stores(benchmark::State& state, KvOrder order, cuda::Launch mode = cuda::Launch::after_previous) {
   if (!has_gpu(state)) return;
   const std::int64_t num_rows = state.range(0);
   const std::int64_t bytes = num_rows * 2 * row_elements * std::int64_t{sizeof(X) + sizeof(bf16)} / 2;
@@ -231,7 +231,7 @@ void run_stores(benchmark::State& state, KvOrder order) {
   Graph graph(sets, [&](int set, cudaStream_t stream) {
     const Slot* const first = list.data() + set * num_rows;
     const cuda::StepView step{.copies = {}, .slots = dense_view<Space::device>(first, {num_rows})};
-    cuda::store_kv(step, layer, rows(set, 0), rows(set, 1), stream);
+    cuda::store_kv(step, layer, rows(set, 0), rows(set, 1), stream, mode);
   });
   report(state, graph, bytes);
   if constexpr (std::is_same_v<X, bf16>) {
@@ -242,6 +242,9 @@ void run_stores(benchmark::State& state, KvOrder order) {
 
 void store_kv(benchmark::State& state) { run_stores<bf16>(state, KvOrder::hnd); }
 void store_kv_nhd(benchmark::State& state) { run_stores<bf16>(state, KvOrder::nhd); }
+void store_kv_overlapping(benchmark::State& state) {
+  run_stores<bf16>(state, KvOrder::hnd, cuda::Launch::overlap_previous);
+}
 void store_kv_from_float(benchmark::State& state) { run_stores<float>(state, KvOrder::hnd); }
 
 #define PAGEDKV_BENCH(function) BENCHMARK(function)->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(1)
@@ -254,6 +257,7 @@ PAGEDKV_BENCH(gather_kv)->ArgNames({"blocks", "seqs"})->ArgsProduct({{256, 4096}
 PAGEDKV_BENCH(gather_kv_nhd)->ArgNames({"blocks", "seqs"})->ArgsProduct({{16, 256, 4096}, {1}});
 PAGEDKV_BENCH(store_kv)->ArgName("rows")->Arg(1)->Arg(16)->Arg(64)->Arg(256)->Arg(1024)->Arg(8192);
 PAGEDKV_BENCH(store_kv_nhd)->ArgName("rows")->Arg(16)->Arg(256)->Arg(8192);
+PAGEDKV_BENCH(store_kv_overlapping)->ArgName("rows")->Arg(1)->Arg(16)->Arg(256);
 PAGEDKV_BENCH(store_kv_from_float)->ArgName("rows")->Arg(16)->Arg(256)->Arg(8192);
 
 }  // namespace
