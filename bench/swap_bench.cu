@@ -1,4 +1,4 @@
-// Blocks to pinned host memory and back, scattered on both sides: three ways to do it, against one cudaMemcpyAsync of the same bytes.
+// Scattered blocks to pinned host memory and back, in three ways, against one cudaMemcpyAsync of the same bytes.
 //
 //   swap_blocks      the library's: a strided copy for each run of blocks, all layers at once
 //   batched_copies   a copy for each block, layer, and K or V, enqueued together by cudaMemcpyBatchAsync

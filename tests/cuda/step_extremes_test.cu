@@ -1,4 +1,4 @@
-// copy_blocks, store_kv and gather_kv where it is tight: far blocks, views with gaps, many layers, launches that overlap.
+// copy_blocks, store_kv, gather_kv where it is tight: far blocks, views with gaps, many layers, launches that overlap.
 #include <doctest/doctest.h>
 
 #include <algorithm>

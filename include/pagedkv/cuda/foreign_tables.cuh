@@ -29,9 +29,9 @@ struct TablesBounds {
   int max_kv_len = 0;
 };
 
-/// The dialect of vLLM is TablesView's own: the same arrays under other names; nothing is launched or copied. For one query
-/// a sequence query_begin is any array that holds 0, 1, .., num_seqs; it need not change from step to step. Throws
-/// InvalidArgument where sizes disagree.
+/// The dialect of vLLM is TablesView's own: the same arrays under other names; nothing is launched or copied. For one
+/// query a sequence query_begin is any array that holds 0, 1, .., num_seqs; it need not change from step to step.
+/// Throws InvalidArgument where sizes disagree.
 inline TablesView<Space::device> view_tables(const PaddedTablesView& padded, const TablesBounds& bounds) {
   const std::int64_t num_seqs = padded.context_lens.extents[0];
   require(padded.block_tables.extents[0] == num_seqs, "view_tables: block_tables rows", num_seqs,
@@ -45,9 +45,9 @@ inline TablesView<Space::device> view_tables(const PaddedTablesView& padded, con
           .max_kv_len = bounds.max_kv_len};
 }
 
-/// The dialect of FlashInfer: fills `storage` and returns a view of it. Enqueues one kernel; can be captured, and a replay
-/// reads the arrays anew; sequences behind the fill have kv_begin[s + 1] == kv_begin[s]. The next attention call of
-/// the stream must not be launched with Launch::overlap_previous: it would read the tables too early. Throws
+/// The dialect of FlashInfer: fills `storage` and returns a view of it. Enqueues one kernel; can be captured, and a
+/// replay reads the arrays anew; sequences behind the fill have kv_begin[s + 1] == kv_begin[s]. The next attention call
+/// of the stream must not be launched with Launch::overlap_previous: it would read the tables too early. Throws
 /// InvalidArgument, before launching, where sizes disagree; offsets and ids are the caller's word.
 inline TablesView<Space::device> build_tables(const RaggedTablesView& ragged, const TablesStorage& storage,
                                               int block_size, const TablesBounds& bounds, cudaStream_t stream) {

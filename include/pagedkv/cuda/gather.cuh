@@ -45,7 +45,7 @@ void launch_kv_gather(const TablesView<Space::device>& tables,
 }  // namespace detail
 
 /// Copies the first keys and values of every sequence out of one layer's blocks, one sequence behind the other.
-///   key_begin  [num_seqs + 1], starts at 0: sequence s fills the rows key_begin[s] .. key_begin[s + 1], at most kv_len[s];
+///   key_begin  [num_seqs + 1], starts at 0: sequence s fills rows key_begin[s] .. key_begin[s + 1], at most kv_len[s];
 ///              empty for a batch of one sequence, whose kv_len rows are copied
 ///   k  [num_rows, kv_heads, head_dim], v  [num_rows, kv_heads, head_dim_v]; last stride 1
 /// num_rows is an upper bound: rows behind key_begin[num_seqs], and rows of blocks that a window has dropped, keep what

@@ -67,9 +67,9 @@ void launch_kv_store(const StepView& step, const KvView<T, Space::device>& layer
 }  // namespace detail
 
 /// Copy-on-write: executes the step's copies in all layers; only the valid rows of a block move. Once a step, before
-/// any store_kv. Enqueues one kernel, none if there is nothing to copy; can be captured: copies behind the fill cost next
-/// to nothing. 16 bytes at a time where pointers and strides allow, else an element. Throws InvalidArgument, before
-/// launching, on an impossible cache.
+/// any store_kv. Enqueues one kernel, none if there is nothing to copy; can be captured: copies behind the fill cost
+/// next to nothing. 16 bytes at a time where pointers and strides allow, else an element. Throws InvalidArgument,
+/// before launching, on an impossible cache.
 template <StorageType T>
 void copy_blocks(const StepView& step, const KvLayers<T, Space::device>& layers, cudaStream_t stream,
                  Launch mode = Launch::after_previous) {

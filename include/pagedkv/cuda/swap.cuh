@@ -28,12 +28,12 @@ inline void require_pinned(const void* data) {
 
 }  // namespace detail
 
-/// Copies each pair's block from pool to pool, all layers, K and V, byte for byte. Destinations are distinct, and in two
-/// views of one pool no block is both source and destination. The blocks of both pools have one order and no gaps.
-/// Pairs that follow each other on both sides go together: bring them in order. Enqueues a copy for each such run, for the
-/// copy engines, which leave the SMs alone; none of it waits. Sources are read and destinations written in the order of
-/// the stream: give neither to others before that. Throws InvalidArgument, before anything is enqueued, where pools
-/// differ, an id is no block's, or host memory is not pinned (see PinnedKvPool).
+/// Copies each pair's block from pool to pool, all layers, K and V, byte for byte. Destinations are distinct, and in
+/// two views of one pool no block is both source and destination. The blocks of both pools have one order and no gaps.
+/// Pairs that follow each other on both sides go together: bring them in order. Enqueues a copy for each such run, for
+/// the copy engines, which leave the SMs alone; none of it waits. Sources are read and destinations written in the
+/// order of the stream: give neither to others before that. Throws InvalidArgument, before anything is enqueued, where
+/// pools differ, an id is no block's, or host memory is not pinned (see PinnedKvPool).
 template <StorageType T, Space From, Space To>
 requires(From == Space::device ||
          To == Space::device) void swap_blocks(std::span<const BlockPair> pairs, const KvLayers<T, From>& source,

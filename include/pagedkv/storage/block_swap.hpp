@@ -1,4 +1,4 @@
-// What moves blocks from one pool to another: the fewest strided copies, as numbers; who copies, and where to, is not said.
+// Which strided copies move blocks from one pool to another, and as few as can be: numbers only, whoever copies.
 #pragma once
 
 #include <cstddef>
@@ -104,8 +104,9 @@ constexpr std::int64_t common_pitch(const KvLayers<T, S>& layers) {
 
 }  // namespace detail
 
-/// Throws InvalidArgument unless blocks of `source` can become blocks of `destination`, byte for byte: the same layers, and
-/// each block's K, and its V, one run of bytes of the same order and shape in both; and unless every id is a block's.
+/// Throws InvalidArgument unless blocks of `source` can become blocks of `destination`, byte for byte: the same layers,
+/// and each block's K, and its V, one run of bytes of the same order and shape in both; and unless every id is a
+/// block's.
 template <class T, class U, Space S, Space D>
 void validate_swap(std::span<const BlockPair> pairs, const KvLayers<T, S>& source, const KvLayers<U, D>& destination) {
   source.first.validate();
@@ -123,9 +124,9 @@ void validate_swap(std::span<const BlockPair> pairs, const KvLayers<T, S>& sourc
   }
 }
 
-/// Calls copy(StridedCopy) for all layers' K and V of pairs that validate_swap has let pass. Pairs that follow each other on
-/// both sides, in pools without gaps between blocks, are copied together. In pools of KvLayout's order that is one copy
-/// for each such run, as long as no pitch is above `max_pitch` bytes.
+/// Calls copy(StridedCopy) for all layers' K and V of pairs that validate_swap has let pass. Pairs that follow each
+/// other on both sides, in pools without gaps between blocks, are copied together. In pools of KvLayout's order that is
+/// one copy for each such run, as long as no pitch is above `max_pitch` bytes.
 template <class T, class U, Space S, Space D, class Copy>
 void for_each_copy(std::span<const BlockPair> pairs, const KvLayers<T, S>& source, const KvLayers<U, D>& destination,
                    std::size_t max_pitch, Copy&& copy) {

@@ -14,8 +14,8 @@
 namespace pagedkv {
 inline namespace v0 {
 
-/// K and V of all layers, zeroed when made. Who owns which block is BlockAllocator's affair; the pool only has bytes, out
-/// of `Allocator`.
+/// K and V of all layers, zeroed when made. Who owns which block is BlockAllocator's affair; the pool only has bytes,
+/// out of `Allocator`.
 template <StorageType T, class Allocator = std::allocator<T>>
 class KvPool {
  public:

@@ -1,8 +1,8 @@
 // Copy-on-write on the GPU: the valid rows of every copied block, in all layers, K and V, in one launch.
 //
 //   grid    x: copy,  y: 2 * tile of the block + (0 for K, 1 for V),  z: group of layers
-//   CTA     one tile of [kv_heads, num_rows, pieces of a row], the same in every layer of its group: addresses are worked
-//           out once. CTAs of dead copies end after one load
+//   CTA     one tile of [kv_heads, num_rows, pieces of a row], the same in every layer of its group: addresses are
+//           worked out once. CTAs of dead copies end after one load
 //
 // Bytes: twice those of the valid rows, and 12 for each CTA.
 #pragma once

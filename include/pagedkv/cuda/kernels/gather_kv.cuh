@@ -29,8 +29,8 @@ struct SequenceRange {
   int begin, end;
 };
 
-/// The owner of output row `row` among `among`, where begins(among.begin) <= row < begins(among.end): the one sequence s
-/// with begins(s) <= row < begins(s + 1), whatever the number of empty ones.
+/// The owner of output row `row` among `among`, where begins(among.begin) <= row < begins(among.end): the one sequence
+/// s with begins(s) <= row < begins(s + 1), whatever the number of empty ones.
 template <Space S>
 PAGEDKV_HD constexpr int find_sequence(const View<const std::int32_t, 1, S>& begins, SequenceRange among, int row) {
   while (among.end - among.begin > 1) {

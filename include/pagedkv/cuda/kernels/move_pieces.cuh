@@ -1,8 +1,8 @@
 // What all kernels that move rows of K and V share: a tile of pieces, each thread's loads before its first store.
 //
 //   CTA     a tile: `threads * pieces_per_thread` pieces of a run, in the order of the run
-//   thread  piece i, i + threads, i + 2 threads, ...: first all addresses, which need nothing of the kernel in front; then
-//           all loads; then all stores. Bytes in flight are what hides the latency of memory
+//   thread  piece i, i + threads, i + 2 threads, ...: first all addresses, which need nothing of the kernel in front;
+//           then all loads; then all stores. Bytes in flight are what hides the latency of memory
 //
 // Every CTA waits for the kernel in front, also one that has nothing to move: who waits for this kernel waits for all.
 #pragma once
