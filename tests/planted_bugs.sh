@@ -104,7 +104,7 @@ plant "a window sees one key too many" attention/variants attention/variants.hpp
 plant "a window's tiles begin one key too late" attention/variants attention/variants.hpp 's/0 : query - window + 1/0 : query - window + 2/'
 plant "a chain forgets the second piece of its first rule" attention/variants attention/variant.hpp 's/ba = intersect(a.second, b.first),$/ba = ab,/'
 plant "a tile of a chain forgets the second piece of its first rule" attention/variants attention/variant.hpp 's/ba = intersect(a.second, b.first), tail/ba = ab, tail/'
-plant "a chain names keys between its pieces" attention/variants attention/variant.hpp 's/if (middle.empty()) return {head, tail};//'
+plant "a chain names keys between its pieces" attention/chain_keys attention/variant.hpp 's/if (middle.empty()) return {head, tail};//'
 plant "a draft sees its siblings" attention/variants attention/variants.hpp 's/return (sees\[.*$/return p.key <= p.query;/'
 plant "a tile of queries skips what only its first one sees" attention/variants attention/variant.hpp 's/{earliest.second.begin, latest.second.end}/{latest.second.begin, latest.second.end}/'
 plant "a sequence without keys has no item" attention/plan attention/plan.hpp 's/max(1, ceil_div(kv_len, split_keys))/ceil_div(kv_len, split_keys)/'
