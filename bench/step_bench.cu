@@ -1,6 +1,7 @@
 // Copies, stores and gathers of scattered blocks, against cudaMemcpyAsync of the same bytes in the same run.
 //
-// Each call works on blocks that no other call of the graph touches, about 1 GB in all: what it moves is cold. GB/s counts what is read and what is written.
+// Each call works on blocks that no other call of the graph touches, about 1 GB in all: what it moves is cold. GB/s
+// counts what is read and what is written.
 #include <benchmark/benchmark.h>
 #include <cuda_runtime.h>
 
