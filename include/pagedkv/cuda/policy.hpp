@@ -29,7 +29,9 @@ struct DecodePolicy {
   int warps;            // of a CTA
   int stages;           // of a warp, 16 keys and values each
   int ctas_per_sm;      // of the grid, and what registers are spent on
-  int min_slice_tiles;  // of 16 keys a warp: a CTA is not woken for less
+  int min_slice_tiles;  // units of a slice at least, no fewer than stages: a warp fetches one slice ahead
+  int slices_per_cta;   // upper bound; 1: no CTA gets more than its own
+  int large_share;      // percent of the work that is dealt out in advance
   int piece_tiles;      // batch-invariant: a partial ends at multiples of so many tiles
 
   friend constexpr bool operator==(const DecodePolicy&, const DecodePolicy&) = default;
@@ -81,6 +83,8 @@ constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v,
                       .stages = 1,
                       .ctas_per_sm = 2,
                       .min_slice_tiles = 1,
+                      .slices_per_cta = 5,
+                      .large_share = 70,
                       .piece_tiles = 4};
   policy.stages = min(6, 96 * 1024 / decode_ring_bytes(policy, head_dim, head_dim_v));
   return policy;

@@ -59,7 +59,8 @@ class Workspace {
         step_(step_bytes(options), options.num_buffers),
         outputs_(size(options.max_partials) * size(round_up(options.head_dim_v, 4))),
         softmax_(size(options.max_partials)),
-        arrivals_(size(options.max_partials)) {}
+        arrivals_(size(options.max_partials)),
+        tickets_(2) {}
 
   const WorkspaceOptions& options() const { return options_; }
   const DeviceInfo& device() const { return device_; }
@@ -128,7 +129,8 @@ class Workspace {
     const std::int64_t capacity = options_.max_partials, columns = round_up(options_.head_dim_v, 4);
     return {.outputs = dense_view<Space::device>(outputs_.data(), {capacity, columns}),
             .softmax = dense_view<Space::device>(softmax_.data(), {capacity}),
-            .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity})};
+            .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity}),
+            .tickets = dense_view<Space::device>(tickets_.data(), {2})};
   }
 
  private:
@@ -176,7 +178,7 @@ class Workspace {
   StagedArray step_;    // slots [max_tokens], copies [max_copies]
   DeviceArray<float> outputs_;  // [max_partials, head_dim_v in steps of 16 bytes]
   DeviceArray<OnlineSoftmax> softmax_;
-  DeviceArray<unsigned> arrivals_;
+  DeviceArray<unsigned> arrivals_, tickets_;
 };
 
 }  // namespace cuda

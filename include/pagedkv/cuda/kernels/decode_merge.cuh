@@ -73,19 +73,35 @@ struct alignas(16) FourFloats {
   float x[4];
 };
 
-/// One row's four columns, of all warps, merged in the order of the warps.
+/// All pieces at once: one maximum, then every piece weighed by it, in order.
+template <class Config, int N>
+__device__ __forceinline__ RowQuad<Config> join(const RowQuad<Config> (&pieces)[N]) {
+  RowQuad<Config> total;
+#pragma unroll
+  for (const auto& piece : pieces) total.softmax.max = max(total.softmax.max, piece.softmax.max);
+#pragma unroll
+  for (const auto& piece : pieces) {
+    const float weight = total.softmax.weight(piece.softmax.max);
+    total.softmax.sum = fmaf(weight, piece.softmax.sum, total.softmax.sum);
+#pragma unroll
+    for (int c = 0; c < Config::quad; ++c)  // columns of a piece that saw nothing may never have been written
+      total.out[c] = fmaf(weight, weight == 0.f ? 0.f : piece.out[c], total.out[c]);
+  }
+  return total;
+}
+
+/// One row's four columns, of all warps.
 template <class Config>
 __device__ __forceinline__ RowQuad<Config> join_warps(const typename Config::SharedMemory& shared, int stage, int first,
                                                       int row, int column) {
-  RowQuad<Config> total;
+  RowQuad<Config> pieces[Config::warps];
 #pragma unroll
   for (int warp = 0; warp < Config::warps; ++warp) {
     const auto* const exchange = reinterpret_cast<const float*>(&shared.ring[warp][stage]);
     const auto four = *reinterpret_cast<const FourFloats*>(exchange + exchange_offset<Config>(row - first, column));
-    RowQuad<Config> piece{shared.softmax[warp][row], {four.x[0], four.x[1], four.x[2], four.x[3]}};
-    total.merge(piece);
+    pieces[warp] = {shared.softmax[warp][row], {four.x[0], four.x[1], four.x[2], four.x[3]}};
   }
-  return total;
+  return join<Config>(pieces);
 }
 
 template <class Config, class Problem, AttentionVariant V>
@@ -106,33 +122,45 @@ __device__ __forceinline__ void finish_row(const Problem& problem, const V& vari
   if (column == 0 && !problem.lse.empty()) problem.lse(token, q_head) = lse;
 }
 
-/// The pieces of a row of keys, and the tiles of partials where they wait for each other. Only the first and the last row of
-/// a slice may have pieces elsewhere. So partials are a tile for each slice, for the first piece of its last row, or for the
-/// total of a row that is all its own; behind them a tile for each slice, for its piece of a row that began earlier, or,
-/// where pieces are units, one for each unit.
+/// The pieces of a row of keys, and the tiles of partials where they wait for each other: two for each slice. Only its first
+/// and its last row may have pieces elsewhere: the first piece of the last row waits in one tile, its piece of a row that
+/// began earlier in the other. Where pieces are units, there is a tile for each of them behind these two, which then hold
+/// the total of a row that is all the slice's own, by turns.
 struct DecodePieces {
-  int num = 1, mine = 0;                // of the item's rows and this head; which of them is at hand
-  int first_owner = 0, num_owners = 1;  // slices that hold them
-  bool are_units = false;
-  std::int64_t first_slot = 0;
+  int num, mine;                // of the item's rows and this head; which of them is at hand
+  int first_owner, num_owners;  // slices that hold them
+  int own;                      // slice
+  bool are_units;
+  std::int64_t first_slot;
 
   __device__ __forceinline__ std::int64_t slot(int piece) const {
     return piece == 0 && !are_units ? first_owner : first_slot + piece;
   }
+  __device__ __forceinline__ std::int64_t total_slot(int up_to) const { return 2 * std::int64_t{own} + up_to % 2; }
 };
 
-__device__ __forceinline__ DecodePieces pieces_at(const DecodeCursor& cursor, const DecodeSlice& slice,
+template <int MaxRuns>
+__device__ __forceinline__ DecodePieces pieces_at(const DecodeCursor& cursor, const DecodeWork<MaxRuns>& work,
                                                   const DecodeCut& cut) {
-  const int own = static_cast<int>(blockIdx.x), num_units = cursor.item.units.size();
-  const std::int64_t end = slice.begin + slice.size, row_begin = end - cursor.left - cursor.unit;
-  DecodePieces pieces{.first_owner = own, .are_units = cut.unit_pieces};
-  if (slice.cuts_rows && (row_begin < slice.begin || row_begin + num_units > end)) {
-    pieces.first_owner = slice.slices.owner(row_begin);
-    pieces.num_owners = slice.slices.owner(row_begin + num_units - 1) - pieces.first_owner + 1;
+  const Slices& slices = work.slices;
+  const int own = work.queue[cursor.turn % 3], num_units = cursor.item.units.size();
+  DecodePieces pieces{.num = 1,
+                      .mine = 0,
+                      .first_owner = own,
+                      .num_owners = 1,
+                      .own = own,
+                      .are_units = cut.unit_pieces,
+                      .first_slot = slices.num_slices};
+  if (work.cuts_rows) {
+    const std::int64_t end = slices.begin(own + 1), row_begin = end - cursor.left - cursor.unit;
+    if (row_begin < slices.begin(own) || row_begin + num_units > end) {
+      pieces.first_owner = slices.owner(row_begin);
+      pieces.num_owners = slices.owner(row_begin + num_units - 1) - pieces.first_owner + 1;
+    }
+    pieces.first_slot += cut.unit_pieces ? slices.num_slices + row_begin : pieces.first_owner;
   }
   pieces.num = cut.unit_pieces ? num_units : pieces.num_owners;
   pieces.mine = cut.unit_pieces ? cursor.unit : own - pieces.first_owner;
-  pieces.first_slot = slice.slices.num_slices + (cut.unit_pieces ? row_begin : pieces.first_owner);
   return pieces;
 }
 
@@ -165,19 +193,23 @@ __device__ __forceinline__ RowQuad<Config> load_partial(const Partials& partials
   return piece;
 }
 
-/// All pieces of a row, in order; several are on their way at a time.
+/// All pieces of a row, in order; many are on their way at a time.
 template <class Config>
 __device__ __forceinline__ RowQuad<Config> join_pieces(const Partials& partials, const DecodePieces& pieces, int row,
                                                        int column) {
-  constexpr int in_flight = 6;
+  constexpr int in_flight = 16;
   RowQuad<Config> total;
   for (int first = 0; first < pieces.num; first += in_flight) {
     RowQuad<Config> some[in_flight];
 #pragma unroll
     for (int i = 0; i < in_flight; ++i)
       if (first + i < pieces.num) some[i] = load_partial<Config>(partials, pieces.slot(first + i), row, column);
+    if (!pieces.are_units) {
+      total.merge(join<Config>(some));
+      continue;
+    }
 #pragma unroll
-    for (int i = 0; i < in_flight; ++i) total.merge(some[i]);
+    for (int i = 0; i < in_flight; ++i) total.merge(some[i]);  // as the owner of a whole row does
   }
   return total;
 }
@@ -187,7 +219,8 @@ __device__ __forceinline__ RowQuad<Config> join_pieces(const Partials& partials,
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared, int stage, const Problem& problem,
                                           const V& variant, const DecodeCut& cut, const Partials& partials,
-                                          const DecodeCursor& cursor, DecodeState<Config>& state) {
+                                          const DecodeCursor& cursor, const DecodePieces& pieces,
+                                          DecodeState<Config>& state) {
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
 #pragma unroll
@@ -197,7 +230,6 @@ __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared,
       if (lane_id() < 4) shared.softmax[warp_id()][octet * 8 + fragment_c(lane_id(), j).column] = softmax;
     }
   }
-  const DecodePieces pieces = pieces_at(cursor, shared.slice, cut);
 #pragma unroll
   for (int first = 0; first < Config::rows; first += Config::rows_per_pass) {
     put_output<Config>(shared.ring[warp_id()][stage], state.output, first);
@@ -206,13 +238,13 @@ __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared,
       RowQuad<Config> quad = join_warps<Config>(shared, stage, first, row, column);
       if (pieces.num_owners > 1) return store_partial<Config>(partials, pieces.slot(pieces.mine), row, column, quad);
       // All pieces are this CTA's, in order, and these columns this thread's to fold.
-      const std::int64_t total_slot = blockIdx.x;
       if (pieces.mine > 0) {
-        RowQuad<Config> total = load_partial<Config>(partials, total_slot, row, column);
+        RowQuad<Config> total = load_partial<Config>(partials, pieces.total_slot(pieces.mine - 1), row, column);
         total.merge(quad);
         quad = total;
       }
-      if (pieces.mine < pieces.num - 1) return store_partial<Config>(partials, total_slot, row, column, quad);
+      if (pieces.mine < pieces.num - 1)
+        return store_partial<Config>(partials, pieces.total_slot(pieces.mine), row, column, quad);
       finish_row<Config>(problem, variant, cursor.item, cut, cursor.head, row, column, quad);
     });
     __syncthreads();
@@ -222,8 +254,8 @@ __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared,
 /// The end of a row, as far as this slice goes: if other slices hold the rest of it, whose CTA comes last merges them all.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void end_row(typename Config::SharedMemory& shared, const Problem& problem, const V& variant,
-                                        const DecodeCut& cut, const Partials& partials, const DecodeCursor& cursor) {
-  const DecodePieces pieces = pieces_at(cursor, shared.slice, cut);
+                                        const DecodeCut& cut, const Partials& partials, const DecodeCursor& cursor,
+                                        const DecodePieces& pieces) {
   if (pieces.num_owners == 1) return;
   if (!is_last_to_arrive(partials.arrivals(pieces.first_owner), pieces.num_owners, shared.is_last)) return;
   for_each_quad<Config>(0, cursor.item.num_rows, [&](int row, int column) {

@@ -66,16 +66,15 @@ struct DecodeSm80Config {
   };
   // Where warps meet, the stage that each has just read holds its unnormalised output, as many rows as fit.
   static constexpr int rows_per_pass = min(rows, static_cast<int>(sizeof(Stage) / (4 * HeadDimV)) / 8 * 8);
-  static constexpr int max_runs = 1024;  // of items, whose units are summed by one warp each
+  static constexpr int max_runs = 128;  // of items, whose units are summed by one warp each
 
   struct SharedMemory {
     Stage ring[warps][stages];
     OnlineSoftmax softmax[warps][rows];  // where warps meet
-    detail::DecodeSlice slice;           // what all warps work on
-    bool is_last;                        // to arrive
+    detail::DecodeWork<max_runs> work;
+    detail::DecodePieces pieces[2];  // of the row at hand and of the one before, by turns
+    bool is_last;                    // to arrive
   };
-  static_assert(sizeof(Stage[warps][stages]) >= max_runs * sizeof(std::int64_t),
-                "the ring holds the sums of runs first");
 
   // What a lane holds of its warp's 16 keys and of all rows; columns 2 (lane % 4) and the next of each octet are its rows.
   using Queries = std::uint32_t[octets][HeadDim / 16][2];  // B fragments of Q^T [head_dim, rows]
@@ -256,24 +255,28 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(shared_bytes);
   ptx::launch_dependents();
-  if (!find_slice<Config>(shared, problem, variant, cut))
-    return ptx::wait_for_previous_kernel();  // or this grid might end before the one in front
-  DecodeCursor cursor = start(shared.slice, problem, variant, cut);
+  find_work<Config>(shared, problem, variant, cut);
+  auto& work = shared.work;
+  DecodeCursor cursor{};
+  enter_slice<Config>(cursor, work, problem, variant, cut);
+  if (cursor.left == 0) return ptx::wait_for_previous_kernel();  // or this grid might end before the one in front
   DecodeLoader<Config> loader{cursor};
   loader.look_up(problem, cut);
   LaneRows<Config> rows;
   typename Config::Queries queries;
   DecodeState<Config> state;
   bool piece_begins = true;
-  ptx::wait_for_previous_kernel();
-
+  int num_filled = 0, stage = 0, num_pieces = 0;
   auto& ring = shared.ring[warp_id()];
-  int num_filled = 0, stage = 0;
+  ptx::wait_for_previous_kernel();
+  int next_slice = threadIdx.x == 0 ? take_slice(work, cut, partials) : 0;
+
   do {
     const bool is_full = num_filled == Config::stages;
     bool row_ends = false;  // as far as this slice goes
     if (is_full) {
       if (piece_begins) {
+        if (threadIdx.x == 0) shared.pieces[num_pieces % 2] = pieces_at(cursor, work, cut);
         rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
         load_queries<Config>(queries, problem, cursor.item, cursor.head, cut.group_size);
         state = {};
@@ -284,18 +287,26 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
       const bool unit_is_done = unit_ends<Config>(cursor, cut);
       row_ends = unit_is_done && (cursor.left == 1 || cursor.unit + 1 == cursor.item.units.size());
       piece_begins = row_ends || (unit_is_done && cut.unit_pieces);
-      if (piece_begins) end_piece<Config>(shared, stage, problem, variant, cut, partials, cursor, state);
+      if (piece_begins) {
+        if (threadIdx.x == 0 && unit_is_done && cursor.left == 1) {  // all warps have left the slice two turns ago
+          work.queue[(cursor.turn + 2) % 3] = next_slice;
+          next_slice = take_slice(work, cut, partials);
+        }
+        end_piece<Config>(shared, stage, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2], state);
+      }
       __syncwarp();  // no lane still reads the stage
     }
-    loader.fetch(ring[stage], problem, variant, cut, pools);
+    loader.fetch(ring[stage], problem, variant, cut, pools, work);
     stage = (stage + 1) % Config::stages;
     if (is_full) {
-      if (row_ends) end_row<Config>(shared, problem, variant, cut, partials, cursor);
-      advance<Config>(cursor, problem, variant, cut);
+      if (row_ends) end_row<Config>(shared, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2]);
+      num_pieces += piece_begins ? 1 : 0;
+      advance<Config>(cursor, work, problem, variant, cut);
     } else {
       ++num_filled;
     }
   } while (cursor.left > 0);
+  if (threadIdx.x == 0) give_back_tickets(work, cut, partials);
 }
 
 }  // namespace cuda

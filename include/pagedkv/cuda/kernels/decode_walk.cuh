@@ -9,20 +9,22 @@
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/cuda/kernels/decode_slices.hpp"
 #include "pagedkv/cuda/kernels/paged_rows.cuh"
+#include "pagedkv/cuda/kernels/partials.cuh"
 #include "pagedkv/cuda/ptx/cp_async.cuh"
+#include "pagedkv/cuda/ptx/global.cuh"
 
 namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
 namespace detail {
 
-/// The part of the batch's keys that one CTA attends to.
-struct DecodeSlice {
+/// What all warps of a CTA know of the batch, in shared memory.
+template <int MaxRuns>
+struct DecodeWork {
+  std::int64_t run_units[MaxRuns];  // units of one head, summed over runs of items
   Slices slices;
-  bool cuts_rows = false;            // may a row's keys lie in several slices?
-  std::int64_t begin = 0;            // linear unit
-  int size = 0;                      // units
-  int item = 0, head = 0, unit = 0;  // where it begins
+  bool cuts_rows;  // may a row's keys lie in several slices?
+  int queue[3];    // slices of this CTA, by turns: one at work, one that is fetched ahead, one that is being asked for
 };
 
 template <class Problem, AttentionVariant V>
@@ -38,90 +40,49 @@ __device__ __forceinline__ int items_per_run(const DecodeCut& cut) {
   return 32 * ceil_div(ceil_div(cut.num_items, 32), Config::max_runs);
 }
 
-/// Where a linear unit lies: a slice that begins there and ends with the row. All warps find the same.
+/// Sums up the batch, from lengths alone, and queues the first two slices of this CTA.
 template <class Config, class Problem, AttentionVariant V>
-__device__ DecodeSlice locate(const Problem& problem, const V& variant, const DecodeCut& cut,
-                              const std::int64_t* run_units, std::int64_t target) {
-  const int run_items = items_per_run<Config>(cut);
-  std::int64_t before = 0;  // units of one head in front of `first`
-  int first = 0;
-  for (int run = 0; first + run_items < cut.num_items && (before + run_units[run]) * cut.kv_heads <= target; ++run) {
-    before += run_units[run];
-    first += run_items;
-  }
-  for (;; first += 32) {
-    const int mine = first + lane_id();
-    const int units = mine < cut.num_items ? load_item(problem, variant, cut, mine).units.size() : 0;
-    std::int64_t up_to = before + units;  // of this lane and those below
-    for (int step = 1; step < 32; step *= 2) {
-      const std::int64_t below = __shfl_up_sync(~0u, up_to - before, step);
-      if (lane_id() >= step) up_to += below;
-    }
-    const unsigned reached = __ballot_sync(~0u, up_to * cut.kv_heads > target);
-    if (reached == 0) {
-      before = __shfl_sync(~0u, up_to, 31);
-      continue;
-    }
-    const int lane = __ffs(static_cast<int>(reached)) - 1;
-    const int row_units = __shfl_sync(~0u, units, lane);
-    const std::int64_t item_begin = (__shfl_sync(~0u, up_to, lane) - row_units) * cut.kv_heads;
-    DecodeSlice place;
-    place.begin = target;
-    place.item = first + lane;
-    place.head = static_cast<int>((target - item_begin) / row_units);
-    place.unit = static_cast<int>(target - item_begin - std::int64_t{place.head} * row_units);
-    place.size = row_units - place.unit;
-    return place;
-  }
-}
-
-/// Puts this CTA's slice, found from lengths alone, where all warps can read it. Is there one?
-template <class Config, class Problem, AttentionVariant V>
-__device__ bool find_slice(typename Config::SharedMemory& shared, const Problem& problem, const V& variant,
-                           const DecodeCut& cut) {
-  auto* const run_units = reinterpret_cast<std::int64_t*>(&shared.ring);  // [num_runs], before anything is fetched
-  const int run_items = items_per_run<Config>(cut);
-  const auto units_of_run = [&](int begin) {
+__device__ __forceinline__ void find_work(typename Config::SharedMemory& shared, const Problem& problem,
+                                          const V& variant, const DecodeCut& cut) {
+  auto& work = shared.work;
+  const int run_items = items_per_run<Config>(cut), num_runs = ceil_div(cut.num_items, run_items);
+  for (int run = warp_id(); run < num_runs; run += Config::warps) {
     std::int64_t units = 0;
-    for (int item = begin + lane_id(); item < min(begin + run_items, cut.num_items); item += 32)
+    for (int item = run * run_items + lane_id(); item < min((run + 1) * run_items, cut.num_items); item += 32)
       units += load_item(problem, variant, cut, item).units.size();
     for (int step = 16; step > 0; step /= 2) units += __shfl_xor_sync(~0u, units, step);
-    return units;
-  };
-  std::int64_t num_units = 0;  // of one head
-  if (cut.num_items <= run_items) {
-    num_units = units_of_run(0);
-  } else {
-    const int num_runs = ceil_div(cut.num_items, run_items);
-    for (int run = warp_id(); run < num_runs; run += Config::warps) {
-      const std::int64_t units = units_of_run(run * run_items);
-      if (lane_id() == 0) run_units[run] = units;
-    }
-    __syncthreads();
-    for (int run = 0; run < num_runs; ++run) num_units += run_units[run];
+    if (lane_id() == 0) work.run_units[run] = units;
   }
+  if (num_runs > 1) __syncthreads();
+  if (threadIdx.x == 0) {
+    std::int64_t num_units = 0;
+    for (int run = 0; run < num_runs; ++run) num_units += work.run_units[run];
+    work.slices = make_slices(cut, cut.max_slices, num_units * cut.kv_heads);
+    work.cuts_rows = may_cut_rows(cut, work.slices);
+    if (!work.cuts_rows) work.slices = make_slices(cut, cut.num_ctas, num_units * cut.kv_heads);
+    work.queue[0] = static_cast<int>(blockIdx.x);
+    work.queue[1] = work.slices.num_large + static_cast<int>(blockIdx.x);
+    if (work.slices.num_large == 0) work.queue[1] = work.slices.num_slices;
+  }
+  __syncthreads();
+}
 
-  const Slices slices = make_slices(cut, num_units * cut.kv_heads);
-  const int slice = static_cast<int>(blockIdx.x);
-  DecodeSlice mine;
-  if (slice < slices.num_slices) {
-    mine = locate<Config>(problem, variant, cut, run_units, slices.begin(slice));
-    std::int64_t end = slices.begin(slice + 1);
-    const bool cuts_rows = may_cut_rows(cut, slices);
-    if (!cuts_rows) {  // both ends move up to the end of a row
-      const auto row_end = [](const DecodeSlice& at) { return at.unit == 0 ? at.begin : at.begin + at.size; };
-      if (end < slices.num_units) end = row_end(locate<Config>(problem, variant, cut, run_units, end));
-      const std::int64_t begin = min(end, row_end(mine));
-      if (begin != mine.begin && begin < end) mine = locate<Config>(problem, variant, cut, run_units, begin);
-      mine.begin = begin;
-    }
-    mine.size = static_cast<int>(end - mine.begin);
-    mine.slices = slices;
-    mine.cuts_rows = cuts_rows;
-  }
-  if (threadIdx.x == 0) shared.slice = mine;
-  __syncthreads();  // and the ring is free
-  return mine.size > 0;
+/// One thread of a CTA: the next slice that nobody has; num_slices or more if all are dealt out.
+template <int MaxRuns>
+__device__ __forceinline__ int take_slice(const DecodeWork<MaxRuns>& work, const DecodeCut& cut,
+                                          const Partials& partials) {
+  if (work.slices.num_large == 0) return work.slices.num_slices;
+  const int dealt_in_advance = work.slices.num_large + cut.num_ctas;
+  return dealt_in_advance + static_cast<int>(ptx::increment_wrapping(partials.tickets(0), ~0u));
+}
+
+/// One thread of a CTA that takes no more: the last CTA of the grid leaves the counters at 0.
+template <int MaxRuns>
+__device__ __forceinline__ void give_back_tickets(const DecodeWork<MaxRuns>& work, const DecodeCut& cut,
+                                                  const Partials& partials) {
+  if (work.slices.num_large == 0) return;
+  const auto last = static_cast<unsigned>(cut.num_ctas - 1);
+  if (ptx::increment_wrapping(partials.tickets(1), last) == last) partials.tickets(0) = 0;
 }
 
 /// Walks over a slice, one tile of keys (key_tile) at a time.
@@ -132,18 +93,71 @@ struct DecodeCursor {
   int unit;  // of this item and head
   int left;  // units of the slice, this one included
   int key;   // where the tile begins
+  int turn;  // of the CTA's slices
 };
 
 __device__ __forceinline__ int first_key(const DecodeCursor& cursor, const DecodeCut& cut) {
   return cursor.item.units[cursor.unit] << cut.unit_shift;
 }
 
-template <class Problem, AttentionVariant V>
-__device__ __forceinline__ DecodeCursor start(const DecodeSlice& slice, const Problem& problem, const V& variant,
-                                              const DecodeCut& cut) {
-  DecodeCursor cursor{load_item(problem, variant, cut, slice.item), slice.item, slice.head, slice.unit, slice.size, 0};
-  cursor.key = first_key(cursor, cut);
-  return cursor;
+/// Puts the cursor on a linear unit; `left` becomes what is left of that row. All warps find the same.
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void locate(DecodeCursor& cursor, std::int64_t target, const Problem& problem,
+                                       const V& variant, const DecodeCut& cut, const std::int64_t* run_units) {
+  const int run_items = items_per_run<Config>(cut);
+  std::int64_t before = 0;  // units of one head in front of `first`
+  int first = 0;
+  for (int run = 0; first + run_items < cut.num_items && (before + run_units[run]) * cut.kv_heads <= target; ++run) {
+    before += run_units[run];
+    first += run_items;
+  }
+  for (;; first += 32) {
+    const int mine = first + lane_id();
+    const int units = mine < cut.num_items ? load_item(problem, variant, cut, mine).units.size() : 0;
+    int up_to = units;  // of this lane and those below
+    for (int step = 1; step < 32; step *= 2) {
+      const int below = __shfl_up_sync(~0u, up_to, step);
+      if (lane_id() >= step) up_to += below;
+    }
+    const unsigned reached = __ballot_sync(~0u, (before + up_to) * cut.kv_heads > target);
+    if (reached == 0) {
+      before += __shfl_sync(~0u, up_to, 31);
+      continue;
+    }
+    const int lane = __ffs(static_cast<int>(reached)) - 1;
+    const int row_units = __shfl_sync(~0u, units, lane);
+    const std::int64_t rest = target - (before + __shfl_sync(~0u, up_to, lane) - row_units) * cut.kv_heads;
+    cursor.index = first + lane;
+    cursor.item = load_item(problem, variant, cut, cursor.index);
+    cursor.head = static_cast<int>(rest / row_units);
+    cursor.unit = static_cast<int>(rest - std::int64_t{cursor.head} * row_units);
+    cursor.left = row_units - cursor.unit;
+    cursor.key = first_key(cursor, cut);
+    return;
+  }
+}
+
+/// Puts the cursor on the first tile of the CTA's slice of this turn; `left` is 0 if there is none.
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void enter_slice(DecodeCursor& cursor, const DecodeWork<Config::max_runs>& work,
+                                            const Problem& problem, const V& variant, const DecodeCut& cut) {
+  const int slice = work.queue[cursor.turn % 3];
+  cursor.left = 0;
+  if (slice >= work.slices.num_slices) return;
+  std::int64_t begin = work.slices.begin(slice), end = work.slices.begin(slice + 1);
+  if (!work.cuts_rows) {  // both ends move up to the end of a row
+    const auto row_end = [&](std::int64_t unit) {
+      if (unit == work.slices.num_units) return unit;
+      locate<Config>(cursor, unit, problem, variant, cut, work.run_units);
+      return cursor.unit == 0 ? unit : unit + cursor.left;
+    };
+    begin = row_end(begin);
+    end = row_end(end);
+    cursor.left = 0;
+    if (begin == end) return;
+  }
+  locate<Config>(cursor, begin, problem, variant, cut, work.run_units);
+  cursor.left = static_cast<int>(end - begin);
 }
 
 /// Is this the last tile of its unit?
@@ -153,15 +167,18 @@ __device__ __forceinline__ bool unit_ends(const DecodeCursor& cursor, const Deco
   return (next & ((1 << cut.unit_shift) - 1)) == 0 || next >= cursor.item.kv_len;
 }
 
-/// To the next tile; behind the last one `left` is 0 and nothing else means anything.
+/// To the next tile, of the next slice behind the last one of this; `left` is 0 where there is none.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void advance(DecodeCursor& cursor, const Problem& problem, const V& variant,
-                                        const DecodeCut& cut) {
+__device__ __forceinline__ void advance(DecodeCursor& cursor, const DecodeWork<Config::max_runs>& work,
+                                        const Problem& problem, const V& variant, const DecodeCut& cut) {
   if (!unit_ends<Config>(cursor, cut)) {
     cursor.key += Config::key_tile;
     return;
   }
-  if (--cursor.left == 0) return;
+  if (--cursor.left == 0) {
+    ++cursor.turn;
+    return enter_slice<Config>(cursor, work, problem, variant, cut);
+  }
   if (++cursor.unit == cursor.item.units.size()) {
     cursor.unit = 0;
     if (++cursor.head == cut.kv_heads) {
@@ -208,7 +225,8 @@ struct DecodeLoader {
   /// Starts the copies of the next step, K and V in a group each, which stay empty where a step has no keys.
   template <class Problem, AttentionVariant V>
   __device__ __forceinline__ void fetch(typename Config::Stage& stage, const Problem& problem, const V& variant,
-                                        const DecodeCut& cut, const DecodePools& pools) {
+                                        const DecodeCut& cut, const DecodePools& pools,
+                                        const DecodeWork<Config::max_runs>& work) {
     // A block that is gone leaves its keys dead.
     const bool live = seen && static_cast<unsigned>(block) < static_cast<unsigned>(pools.num_blocks);
     const unsigned live_lanes = __ballot_sync(~0u, live);
@@ -233,7 +251,7 @@ struct DecodeLoader {
       ptx::cp_async_commit();
     }
     if (cursor.left == 0) return;
-    advance<Config>(cursor, problem, variant, cut);
+    advance<Config>(cursor, work, problem, variant, cut);
     look_up(problem, cut);
   }
 };
