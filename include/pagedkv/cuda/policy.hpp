@@ -72,7 +72,7 @@ constexpr MovePolicy choose_move() { return {.threads = 128, .pieces_per_thread 
 
 /// Bytes of shared memory that a CTA's ring of stages takes.
 constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int head_dim_v) {
-  return policy.warps * policy.stages * 16 * 2 * (head_dim + head_dim_v);
+  return policy.warps * policy.stages * 2 * (16 * (head_dim + head_dim_v) + policy.rows * head_dim);
 }
 
 /// `num_rows`: packed rows of the longest sequence. As many stages as 96 KiB hold: two CTAs an SM on an H200, one on the

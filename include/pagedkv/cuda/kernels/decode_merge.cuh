@@ -113,7 +113,7 @@ __device__ __forceinline__ void finish_row(const Problem& problem, const V& vari
     std::uint32_t pairs[2];
   };
   const int packed = item.row_begin + row, group_size = static_cast<int>(cut.group_size.divisor);
-  const std::int64_t token = problem.tables.query_begin(item.sequence) + cut.group_size.quotient(packed);
+  const std::int64_t token = item.first_token + cut.group_size.quotient(packed);
   const int q_head = kv_head * group_size + cut.group_size.remainder(packed);
   const auto [scale, lse] = total.softmax.finish(prior_of(variant, q_head));
   *reinterpret_cast<Four*>(problem.out.at(token, q_head, column)) = {

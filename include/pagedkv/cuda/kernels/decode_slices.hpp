@@ -63,9 +63,17 @@ PAGEDKV_HD constexpr UnitList units_of(const KeyRanges& seen, int unit_shift) {
   return units;
 }
 
+/// What is read from memory about a sequence.
+struct SequenceLengths {
+  int query_begin = 0, query_end = 0, kv_len = 0;
+
+  PAGEDKV_HD constexpr int q_len() const { return query_end - query_begin; }
+};
+
 /// A tile of packed rows of one sequence, and what it can see.
 struct DecodeItem {
   int sequence = 0;
+  int first_token = 0;              // of the sequence
   int row_begin = 0, num_rows = 0;  // packed
   int kv_len = 0, offset = 0;       // query i stands at position i + offset
   KeyRanges seen;                   // covers the visible keys of all rows, within [0, kv_len)
@@ -75,8 +83,11 @@ struct DecodeItem {
 };
 
 template <AttentionVariant V>
-PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant, int index, int q_len, int kv_len) {
+PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant, int index,
+                                          const SequenceLengths& lengths) {
+  const int q_len = lengths.q_len(), kv_len = lengths.kv_len;
   DecodeItem item;
+  item.first_token = lengths.query_begin;
   item.sequence = cut.tiles_per_seq.quotient(index);
   item.row_begin = cut.tiles_per_seq.remainder(index) * cut.tile_rows;
   item.num_rows = max(0, min(cut.tile_rows, q_len * static_cast<int>(cut.group_size.divisor) - item.row_begin));

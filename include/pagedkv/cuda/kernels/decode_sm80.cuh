@@ -55,6 +55,7 @@ struct DecodeSm80Config {
   static constexpr int rows = Policy.rows, octets = rows / 8;
   static constexpr int warps = Policy.warps, threads = 32 * warps, stages = Policy.stages;
   static constexpr int chunk = 16, key_tile = chunk * warps;  // keys of a warp's step, of a CTA's
+  static constexpr int later_groups = 2 * (stages - 1);       // of copies, of the stages behind the one at hand
   static constexpr int ctas_per_sm = Policy.ctas_per_sm;
   static constexpr int quad = 4;  // columns of the output that a thread merges at a time
 
@@ -63,6 +64,7 @@ struct DecodeSm80Config {
   struct Stage {
     alignas(128) T keys[chunk * HeadDim];     // KeyTile [chunk, head_dim]
     alignas(128) T values[chunk * HeadDimV];  // ValueTile [chunk, head_dim_v]
+    alignas(128) T queries[rows * HeadDim];   // KeyTile [rows, head_dim], where a piece begins
   };
   // Where warps meet, the stage that each has just read holds its unnormalised output, as many rows as fit.
   static constexpr int rows_per_pass = min(rows, static_cast<int>(sizeof(Stage) / (4 * HeadDimV)) / 8 * 8);
@@ -109,24 +111,22 @@ __device__ __forceinline__ LaneRows<Config> lane_rows(const DecodeItem& item, in
   return rows;
 }
 
-/// Q^T of the item's rows, straight into registers; rows that do not exist are zeros.
-template <class Config, class Problem>
-__device__ __forceinline__ void load_queries(typename Config::Queries& queries, const Problem& problem,
-                                             const DecodeItem& item, int kv_head, const Divisor& group_size) {
-  const std::int64_t first_token = problem.tables.query_begin(item.sequence);
+/// Q^T of the item's rows from the stage that brought them.
+template <class Config>
+__device__ __forceinline__ void load_queries(typename Config::Queries& queries, const typename Config::Stage& stage) {
+  using Tile = typename Config::KeyTile;
+  // Four matrices at once: both halves of two steps of 16 columns. An odd last step is loaded twice.
+  const int row = lane_id() % 8, half = lane_id() / 8 % 2, second = lane_id() / 16;
+  constexpr int steps = Config::head_dim / 16;
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
-    const Coordinate place = fragment_b(lane_id(), 0);  // row of Q^T: a column of Q
-    const int row = octet * 8 + place.column, packed = item.row_begin + row;
-    const bool live = row < item.num_rows;
-    const auto* const q = problem.q.at(
-        first_token + (live ? group_size.quotient(packed) : 0),
-        kv_head * static_cast<int>(group_size.divisor) + (live ? group_size.remainder(packed) : 0), place.row);
 #pragma unroll
-    for (int d = 0; d < Config::head_dim / 16; ++d) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        queries[octet][d][half] = live ? *reinterpret_cast<const std::uint32_t*>(q + 16 * d + 8 * half) : 0u;
+    for (int d = 0; d < steps; d += 2) {
+      const int column = 16 * (d + (d + 1 < steps ? second : 0)) + 8 * half;
+      std::uint32_t q[4];
+      ptx::ldmatrix_x4(q, &stage.queries[Tile::offset(octet * 8 + row, column)]);
+      queries[octet][d][0] = q[0], queries[octet][d][1] = q[1];
+      if (d + 1 < steps) queries[octet][d + 1][0] = q[2], queries[octet][d + 1][1] = q[3];
     }
   }
 }
@@ -230,16 +230,13 @@ __device__ __forceinline__ void attend_chunk(DecodeState<Config>& state, const t
                                              const LaneRows<Config>& rows, const typename Config::Stage& stage,
                                              const Problem& problem, const V& variant, const DecodeItem& item,
                                              int first_key) {
-  constexpr int later_groups = 2 * (Config::stages - 1);  // of the stages behind this one
   typename Config::Scores scores;
   typename Config::Weights weights;
-  ptx::cp_async_wait<later_groups + 1>();
-  __syncwarp();  // the keys have landed for all lanes
   score<Config>(scores, queries, stage);
   apply_rule<Config>(scores, variant, problem.scale, rows, item, first_key);
   soften<Config>(weights, scores, state);
-  ptx::cp_async_wait<later_groups>();
-  __syncwarp();  // the values, too
+  ptx::cp_async_wait<Config::later_groups>();
+  __syncwarp();  // the values have landed for all lanes
   accumulate<Config>(state.output, weights, stage);
 }
 
@@ -273,22 +270,22 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
 
   do {
     const bool is_full = num_filled == Config::stages;
-    bool row_ends = false;  // as far as this slice goes
+    bool piece_is_done = false;
     if (is_full) {
+      ptx::cp_async_wait<Config::later_groups + 1>();
+      __syncwarp();  // the keys, and queries where a piece begins, have landed for all lanes
       if (piece_begins) {
         if (threadIdx.x == 0) shared.pieces[num_pieces % 2] = pieces_at(cursor, work, cut);
         rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
-        load_queries<Config>(queries, problem, cursor.item, cursor.head, cut.group_size);
+        load_queries<Config>(queries, ring[stage]);
         state = {};
       }
       const KeyRange chunk = chunk_of<Config>(cursor);
       if (cursor.item.sees(chunk))
         attend_chunk<Config>(state, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
-      const bool unit_is_done = unit_ends<Config>(cursor, cut);
-      row_ends = unit_is_done && (cursor.left == 1 || cursor.unit + 1 == cursor.item.units.size());
-      piece_begins = row_ends || (unit_is_done && cut.unit_pieces);
-      if (piece_begins) {
-        if (threadIdx.x == 0 && unit_is_done && cursor.left == 1) {  // all warps have left the slice two turns ago
+      piece_is_done = piece_ends<Config>(cursor, cut);
+      if (piece_is_done) {
+        if (threadIdx.x == 0 && cursor.left == 1) {  // all warps have left the slice two turns ago
           work.queue[(cursor.turn + 2) % 3] = next_slice;
           next_slice = take_slice(work, cut, partials);
         }
@@ -299,8 +296,10 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
     loader.fetch(ring[stage], problem, variant, cut, pools, work);
     stage = (stage + 1) % Config::stages;
     if (is_full) {
-      if (row_ends) end_row<Config>(shared, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2]);
-      num_pieces += piece_begins ? 1 : 0;
+      if (row_ends<Config>(cursor, cut))
+        end_row<Config>(shared, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2]);
+      piece_begins = piece_is_done;
+      num_pieces += piece_is_done ? 1 : 0;
       advance<Config>(cursor, work, problem, variant, cut);
     } else {
       ++num_filled;

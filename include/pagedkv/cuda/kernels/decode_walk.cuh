@@ -27,11 +27,17 @@ struct DecodeWork {
   int queue[3];    // slices of this CTA, by turns: one at work, one that is fetched ahead, one that is being asked for
 };
 
-template <class Problem, AttentionVariant V>
-__device__ __forceinline__ DecodeItem load_item(const Problem& problem, const V& variant, const DecodeCut& cut,
-                                                int index) {
+template <class Problem>
+__device__ __forceinline__ SequenceLengths load_lengths(const Problem& problem, const DecodeCut& cut, int index) {
+  if (index >= cut.num_items) return {};
   const int sequence = cut.tiles_per_seq.quotient(index);
-  return make_item(cut, variant, index, problem.tables.q_len(sequence), problem.tables.kv_len(sequence));
+  const auto& tables = problem.tables;
+  return {tables.query_begin(sequence), tables.query_begin(sequence + 1), tables.kv_len(sequence)};
+}
+
+template <class Problem, AttentionVariant V>
+__device__ __forceinline__ int load_units(const Problem& problem, const V& variant, const DecodeCut& cut, int index) {
+  return make_item(cut, variant, index, load_lengths(problem, cut, index)).units.size();
 }
 
 /// Items are summed in runs of 32, longer ones where there would be too many of them.
@@ -49,7 +55,7 @@ __device__ __forceinline__ void find_work(typename Config::SharedMemory& shared,
   for (int run = warp_id(); run < num_runs; run += Config::warps) {
     std::int64_t units = 0;
     for (int item = run * run_items + lane_id(); item < min((run + 1) * run_items, cut.num_items); item += 32)
-      units += load_item(problem, variant, cut, item).units.size();
+      units += load_units(problem, variant, cut, item);
     for (int step = 16; step > 0; step /= 2) units += __shfl_xor_sync(~0u, units, step);
     if (lane_id() == 0) work.run_units[run] = units;
   }
@@ -88,7 +94,8 @@ __device__ __forceinline__ void give_back_tickets(const DecodeWork<MaxRuns>& wor
 /// Walks over a slice, one tile of keys (key_tile) at a time.
 struct DecodeCursor {
   DecodeItem item;
-  int index;  // of the item
+  int index;             // of the item
+  SequenceLengths next;  // of the item behind it: long under way before they are needed
   int head;
   int unit;  // of this item and head
   int left;  // units of the slice, this one included
@@ -113,7 +120,7 @@ __device__ __forceinline__ void locate(DecodeCursor& cursor, std::int64_t target
   }
   for (;; first += 32) {
     const int mine = first + lane_id();
-    const int units = mine < cut.num_items ? load_item(problem, variant, cut, mine).units.size() : 0;
+    const int units = load_units(problem, variant, cut, mine);
     int up_to = units;  // of this lane and those below
     for (int step = 1; step < 32; step *= 2) {
       const int below = __shfl_up_sync(~0u, up_to, step);
@@ -128,7 +135,8 @@ __device__ __forceinline__ void locate(DecodeCursor& cursor, std::int64_t target
     const int row_units = __shfl_sync(~0u, units, lane);
     const std::int64_t rest = target - (before + __shfl_sync(~0u, up_to, lane) - row_units) * cut.kv_heads;
     cursor.index = first + lane;
-    cursor.item = load_item(problem, variant, cut, cursor.index);
+    cursor.item = make_item(cut, variant, cursor.index, load_lengths(problem, cut, cursor.index));
+    cursor.next = load_lengths(problem, cut, cursor.index + 1);
     cursor.head = static_cast<int>(rest / row_units);
     cursor.unit = static_cast<int>(rest - std::int64_t{cursor.head} * row_units);
     cursor.left = row_units - cursor.unit;
@@ -167,6 +175,19 @@ __device__ __forceinline__ bool unit_ends(const DecodeCursor& cursor, const Deco
   return (next & ((1 << cut.unit_shift) - 1)) == 0 || next >= cursor.item.kv_len;
 }
 
+/// Is this the last tile of its row and head, as far as the slice goes?
+template <class Config>
+__device__ __forceinline__ bool row_ends(const DecodeCursor& cursor, const DecodeCut& cut) {
+  return unit_ends<Config>(cursor, cut) && (cursor.left == 1 || cursor.unit + 1 == cursor.item.units.size());
+}
+
+/// And of what makes one partial?
+template <class Config>
+__device__ __forceinline__ bool piece_ends(const DecodeCursor& cursor, const DecodeCut& cut) {
+  return unit_ends<Config>(cursor, cut) &&
+         (cut.unit_pieces || cursor.left == 1 || cursor.unit + 1 == cursor.item.units.size());
+}
+
 /// To the next tile, of the next slice behind the last one of this; `left` is 0 where there is none.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void advance(DecodeCursor& cursor, const DecodeWork<Config::max_runs>& work,
@@ -183,8 +204,10 @@ __device__ __forceinline__ void advance(DecodeCursor& cursor, const DecodeWork<C
     cursor.unit = 0;
     if (++cursor.head == cut.kv_heads) {
       cursor.head = 0;
-      do cursor.item = load_item(problem, variant, cut, ++cursor.index);
-      while (cursor.item.units.size() == 0);
+      do {
+        cursor.item = make_item(cut, variant, ++cursor.index, cursor.next);
+        cursor.next = load_lengths(problem, cut, cursor.index + 1);
+      } while (cursor.item.units.size() == 0);
     }
   }
   cursor.key = first_key(cursor, cut);
@@ -213,6 +236,7 @@ struct DecodeLoader {
   DecodeCursor cursor;
   int block = -1;  // of the lane's key
   bool seen = false;
+  bool piece_begins = true;
 
   /// A key that nobody can see is dead: its table entry may hold any bits, and is not read.
   template <class Problem>
@@ -220,6 +244,23 @@ struct DecodeLoader {
     const int key = chunk_of<Config>(cursor).begin + lane_id() % Config::chunk;
     seen = cursor.left > 0 && cursor.item.sees({key, key + 1});
     if (seen) block = problem.tables.block_ids(cursor.item.sequence, cut.block_size.quotient(key));
+  }
+
+  /// The item's rows of Q for this head, with the keys of their first step; rows that do not exist become zeros.
+  template <class Problem>
+  __device__ __forceinline__ void fetch_queries(typename Config::Stage& stage, const Problem& problem,
+                                                const DecodeCut& cut) {
+    using Tile = typename Config::KeyTile;
+    const int first_head = cursor.head * static_cast<int>(cut.group_size.divisor);
+#pragma unroll 1
+    for (int i = lane_id(); i < Config::rows * Tile::chunks_per_row; i += 32) {
+      const int row = i / Tile::chunks_per_row, column = i % Tile::chunks_per_row * Tile::chunk;
+      const bool live = cursor.left > 0 && row < cursor.item.num_rows;
+      const int packed = cursor.item.row_begin + (live ? row : 0);
+      const auto* const from = problem.q.at(cursor.item.first_token + cut.group_size.quotient(packed),
+                                            first_head + cut.group_size.remainder(packed), column);
+      ptx::cp_async_16(&stage.queries[Tile::offset(row, column)], from, live);
+    }
   }
 
   /// Starts the copies of the next step, K and V in a group each, which stay empty where a step has no keys.
@@ -231,6 +272,7 @@ struct DecodeLoader {
     const bool live = seen && static_cast<unsigned>(block) < static_cast<unsigned>(pools.num_blocks);
     const unsigned live_lanes = __ballot_sync(~0u, live);
     const int key = chunk_of<Config>(cursor).begin;
+    if (piece_begins) fetch_queries(stage, problem, cut);
     using KeyTile = typename Config::KeyTile;
     using ValueTile = typename Config::ValueTile;
     if (live_lanes == 0) {
@@ -251,6 +293,7 @@ struct DecodeLoader {
       ptx::cp_async_commit();
     }
     if (cursor.left == 0) return;
+    piece_begins = piece_ends<Config>(cursor, cut);
     advance<Config>(cursor, work, problem, variant, cut);
     look_up(problem, cut);
   }
