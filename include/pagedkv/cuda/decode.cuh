@@ -77,6 +77,7 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
   const auto unit_keys = static_cast<unsigned>(16 * policy.warps * (options.batch_invariant ? policy.piece_tiles : 1));
   cut.unit_shift = std::countr_zero(unit_keys);
   cut.min_slice_units = policy.min_slice_tiles;
+  cut.min_dealt_units = max(policy.min_slice_tiles, policy.stages);
   cut.large_share = policy.large_share;
   if (problem.head_dim_v() <= workspace.options().head_dim_v)
     cut.max_pieces = workspace.options().max_partials / policy.rows;

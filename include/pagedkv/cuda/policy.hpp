@@ -29,7 +29,7 @@ struct DecodePolicy {
   int warps;            // of a CTA
   int stages;           // of a warp, 16 keys and values each
   int ctas_per_sm;      // of the grid, and what registers are spent on
-  int min_slice_tiles;  // units of a slice at least, no fewer than stages: a warp fetches one slice ahead
+  int min_slice_tiles;  // units of a slice at least
   int slices_per_cta;   // upper bound; 1: no CTA gets more than its own
   int large_share;      // percent of the work that is dealt out in advance
   int piece_tiles;      // batch-invariant: a partial ends at multiples of so many tiles

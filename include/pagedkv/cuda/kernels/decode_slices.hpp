@@ -32,6 +32,7 @@ struct DecodeCut {
   int unit_shift = 6;  // a slice begins and ends at multiples of 2^unit_shift keys of its row
   int num_ctas = 1;
   int min_slice_units = 1;  // shorter slices cost more to merge than they save
+  int min_dealt_units = 1;  // likewise, of CTAs that take several: a ring of stages reaches one slice ahead, no further
   int max_slices = 1;       // a multiple of num_ctas where CTAs shall take further slices as they finish, else num_ctas
   int large_share = 75;     // percent of the units that are dealt out in advance, where the rest is not
   std::int64_t max_pieces = 0;  // tiles of partials that there is room for
@@ -134,8 +135,8 @@ PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, int max_slices, st
   if (max_slices > cut.num_ctas) {
     const std::int64_t large = num_units * cut.large_share / 100 / cut.num_ctas;
     const std::int64_t rest = num_units - large * cut.num_ctas;
-    const std::int64_t most = min<std::int64_t>(rest / cut.min_slice_units, max_slices - cut.num_ctas);
-    if (large >= cut.min_slice_units && most >= cut.num_ctas) {
+    const std::int64_t most = min<std::int64_t>(rest / cut.min_dealt_units, max_slices - cut.num_ctas);
+    if (large >= cut.min_dealt_units && most >= cut.num_ctas) {
       slices.large = large;
       slices.num_large = cut.num_ctas;
       num_small = static_cast<int>(most);
