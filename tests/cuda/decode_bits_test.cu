@@ -97,17 +97,20 @@ TEST_CASE("a batch-invariant call gives the same bits whatever bounds are stated
   CHECK(with_other_bounds == expected);
 }
 
-TEST_CASE("after any call the arrival counters are back at 0") {
+TEST_CASE("after any call the counters of the workspace are back at 0") {
   GeneratedProblem<bf16> generated(several_splits());
   DeviceProblem device(generated);
   cuda::Workspace workspace({.max_partials = 4096, .head_dim_v = head_dim});
+  const auto all_zero = [](const View<unsigned, 1, Space::device>& counters) {
+    std::vector<unsigned> values(static_cast<std::size_t>(counters.extents[0]), 1u);
+    cuda::check(cudaMemcpy(values.data(), counters.data, values.size() * sizeof(unsigned), cudaMemcpyDeviceToHost),
+                "read");
+    return std::all_of(values.begin(), values.end(), [](unsigned n) { return n == 0; });
+  };
   for (const bool batch_invariant : {false, true}) {
     static_cast<void>(run(generated, device, workspace, {.batch_invariant = batch_invariant}));
-    const auto arrivals = workspace.partials().arrivals;
-    std::vector<unsigned> counters(static_cast<std::size_t>(arrivals.extents[0]), 1u);
-    cuda::check(cudaMemcpy(counters.data(), arrivals.data, counters.size() * sizeof(unsigned), cudaMemcpyDeviceToHost),
-                "read");
-    CHECK(std::all_of(counters.begin(), counters.end(), [](unsigned n) { return n == 0; }));
+    CHECK(all_zero(workspace.partials().arrivals));
+    CHECK(all_zero(workspace.partials().tickets));
   }
 }
 
