@@ -86,6 +86,7 @@ void launch(const Problem& problem, const V& variant, const Cutting& cutting) {
       .unit_shift = std::countr_zero(static_cast<unsigned>(cutting.unit_tiles * Config::key_tile)),
       .num_ctas = cutting.num_ctas,
       .min_slice_units = cutting.min_slice_units,
+      .min_dealt_units = max(Config::stages, cutting.min_slice_units),
       .max_slices = cutting.num_ctas * cutting.slices_per_cta,
       .max_pieces = cutting.num_partials / Config::rows,
       .unit_pieces = cutting.unit_pieces,

@@ -254,56 +254,53 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   ptx::launch_dependents();
   find_work<Config>(shared, problem, variant, cut);
   auto& work = shared.work;
-  DecodeCursor cursor{};
-  enter_slice<Config>(cursor, work, problem, variant, cut);
+  auto& ring = shared.ring[warp_id()];
+  DecodeCursor cursor = enter_slice<Config>(0, work, problem, variant, cut);
   if (cursor.left == 0) return ptx::wait_for_previous_kernel();  // or this grid might end before the one in front
   DecodeLoader<Config> loader{cursor};
   loader.look_up(problem, cut);
+  ptx::wait_for_previous_kernel();
+  for (int stage = 0; stage < Config::stages; ++stage) {
+    if (stage > 0) loader.look_up(problem, cut);
+    loader.fetch(ring[stage], problem, variant, cut, pools, work);
+  }
+  int next_slice = threadIdx.x == 0 ? take_slice(work, cut, partials) : 0;
+
   LaneRows<Config> rows;
   typename Config::Queries queries;
   DecodeState<Config> state;
   bool piece_begins = true;
-  int num_filled = 0, stage = 0, num_pieces = 0;
-  auto& ring = shared.ring[warp_id()];
-  ptx::wait_for_previous_kernel();
-  int next_slice = threadIdx.x == 0 ? take_slice(work, cut, partials) : 0;
-
+  int stage = 0, num_pieces = 0;
   do {
-    const bool is_full = num_filled == Config::stages;
-    bool piece_is_done = false;
-    if (is_full) {
-      ptx::cp_async_wait<Config::later_groups + 1>();
-      __syncwarp();  // the keys, and queries where a piece begins, have landed for all lanes
-      if (piece_begins) {
-        if (threadIdx.x == 0) shared.pieces[num_pieces % 2] = pieces_at(cursor, work, cut);
-        rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
-        load_queries<Config>(queries, ring[stage]);
-        state = {};
-      }
-      const KeyRange chunk = chunk_of<Config>(cursor);
-      if (cursor.item.sees(chunk))
-        attend_chunk<Config>(state, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
-      piece_is_done = piece_ends<Config>(cursor, cut);
-      if (piece_is_done) {
-        if (threadIdx.x == 0 && cursor.left == 1) {  // all warps have left the slice two turns ago
-          work.queue[(cursor.turn + 2) % 3] = next_slice;
-          next_slice = take_slice(work, cut, partials);
-        }
-        end_piece<Config>(shared, stage, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2], state);
-      }
-      __syncwarp();  // no lane still reads the stage
+    loader.look_up(problem, cut);
+    ptx::cp_async_wait<Config::later_groups + 1>();
+    __syncwarp();  // the keys, and queries where a piece begins, have landed for all lanes
+    if (piece_begins) {
+      if (threadIdx.x == 0) shared.pieces[num_pieces % 2] = pieces_at(cursor, work, cut);
+      rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
+      load_queries<Config>(queries, ring[stage]);
+      state = {};
     }
+    const KeyRange chunk = chunk_of<Config>(cursor);
+    if (is_seen(cursor, chunk))
+      attend_chunk<Config>(state, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
+    piece_begins = piece_ends<Config>(cursor, cut);
+    if (piece_begins) {
+      if (threadIdx.x == 0 && cursor.left == cursor.run_units) {  // all warps have left the slice two turns ago
+        work.queue[(cursor.turn + 2) % 3] = next_slice;
+        next_slice = take_slice(work, cut, partials);
+      }
+      end_piece<Config>(shared, stage, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2], state);
+    }
+    __syncwarp();  // no lane still reads the stage
     loader.fetch(ring[stage], problem, variant, cut, pools, work);
-    stage = (stage + 1) % Config::stages;
-    if (is_full) {
-      if (row_ends<Config>(cursor, cut))
+    stage = stage + 1 == Config::stages ? 0 : stage + 1;
+    if (piece_begins) {
+      if (row_ends<Config>(cursor))
         end_row<Config>(shared, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2]);
-      piece_begins = piece_is_done;
-      num_pieces += piece_is_done ? 1 : 0;
-      advance<Config>(cursor, work, problem, variant, cut);
-    } else {
-      ++num_filled;
+      ++num_pieces;
     }
+    advance<Config>(cursor, work, problem, variant, cut);
   } while (cursor.left > 0);
   if (threadIdx.x == 0) give_back_tickets(work, cut, partials);
 }

@@ -91,26 +91,56 @@ __device__ __forceinline__ void give_back_tickets(const DecodeWork<MaxRuns>& wor
   if (ptx::increment_wrapping(partials.tickets(1), last) == last) partials.tickets(0) = 0;
 }
 
-/// Walks over a slice, one tile of keys (key_tile) at a time.
+/// Walks over the slices of a CTA, one tile of keys (key_tile) at a time. Tiles that follow each other make a run; what happens
+/// between runs is rare and kept out of the way.
 struct DecodeCursor {
-  DecodeItem item;
-  int index;             // of the item
-  SequenceLengths next;  // of the item behind it: long under way before they are needed
+  int key, run_end;          // where the tile begins; behind the last one of the run
+  int full_begin, full_end;  // a chunk within these is seen as a whole; of others sees() tells
   int head;
-  int unit;  // of this item and head
-  int left;  // units of the slice, this one included
-  int key;   // where the tile begins
-  int turn;  // of the CTA's slices
+  int unit, run_units;  // first of the run, of this item and head; as many
+  int left;             // units of the slice, those of this run included; 0: no slice is left
+  int turn;             // of the CTA's slices
+  int index;            // of the item
+  DecodeItem item;
+  SequenceLengths next;  // of the item behind it: long under way before they are needed
 };
 
-__device__ __forceinline__ int first_key(const DecodeCursor& cursor, const DecodeCut& cut) {
-  return cursor.item.units[cursor.unit] << cut.unit_shift;
+/// Is this the last tile of its run?
+template <class Config>
+__device__ __forceinline__ bool run_ends(const DecodeCursor& cursor) {
+  return cursor.key + Config::key_tile >= cursor.run_end;
 }
 
-/// Puts the cursor on a linear unit; `left` becomes what is left of that row. All warps find the same.
+/// The last one of its row and head, as far as the slice goes?
+template <class Config>
+__device__ __forceinline__ bool row_ends(const DecodeCursor& cursor) {
+  return run_ends<Config>(cursor) &&
+         (cursor.left == cursor.run_units || cursor.unit + cursor.run_units == cursor.item.units.size());
+}
+
+/// And of what makes one partial?
+template <class Config>
+__device__ __forceinline__ bool piece_ends(const DecodeCursor& cursor, const DecodeCut& cut) {
+  return run_ends<Config>(cursor) && (cut.unit_pieces || row_ends<Config>(cursor));
+}
+
+/// Makes a run of the units that follow cursor.unit without a gap.
+__device__ __forceinline__ void start_run(DecodeCursor& cursor, const DecodeCut& cut) {
+  const UnitList& units = cursor.item.units;
+  const bool in_first = cursor.unit < units.num_first;
+  const int first = units[cursor.unit], together = (in_first ? units.num_first : units.size()) - cursor.unit;
+  cursor.run_units = cut.unit_pieces ? 1 : min(cursor.left, together);
+  cursor.key = first << cut.unit_shift;
+  cursor.run_end = min((first + cursor.run_units) << cut.unit_shift, cursor.item.kv_len);
+  const KeyRange& seen = in_first ? cursor.item.seen.first : cursor.item.seen.second;
+  cursor.full_begin = seen.begin;
+  cursor.full_end = seen.end;
+}
+
+/// The cursor on a linear unit; `left` is what is left of that row. All warps find the same.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void locate(DecodeCursor& cursor, std::int64_t target, const Problem& problem,
-                                       const V& variant, const DecodeCut& cut, const std::int64_t* run_units) {
+__device__ __forceinline__ DecodeCursor locate(std::int64_t target, const Problem& problem, const V& variant,
+                                               const DecodeCut& cut, const std::int64_t* run_units) {
   const int run_items = items_per_run<Config>(cut);
   std::int64_t before = 0;  // units of one head in front of `first`
   int first = 0;
@@ -134,73 +164,50 @@ __device__ __forceinline__ void locate(DecodeCursor& cursor, std::int64_t target
     const int lane = __ffs(static_cast<int>(reached)) - 1;
     const int row_units = __shfl_sync(~0u, units, lane);
     const std::int64_t rest = target - (before + __shfl_sync(~0u, up_to, lane) - row_units) * cut.kv_heads;
+    DecodeCursor cursor{};
     cursor.index = first + lane;
     cursor.item = make_item(cut, variant, cursor.index, load_lengths(problem, cut, cursor.index));
     cursor.next = load_lengths(problem, cut, cursor.index + 1);
     cursor.head = static_cast<int>(rest / row_units);
     cursor.unit = static_cast<int>(rest - std::int64_t{cursor.head} * row_units);
     cursor.left = row_units - cursor.unit;
-    cursor.key = first_key(cursor, cut);
-    return;
+    return cursor;
   }
 }
 
-/// Puts the cursor on the first tile of the CTA's slice of this turn; `left` is 0 if there is none.
+/// The cursor on the first tile of the CTA's slice of this turn.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void enter_slice(DecodeCursor& cursor, const DecodeWork<Config::max_runs>& work,
-                                            const Problem& problem, const V& variant, const DecodeCut& cut) {
-  const int slice = work.queue[cursor.turn % 3];
-  cursor.left = 0;
-  if (slice >= work.slices.num_slices) return;
+__device__ __forceinline__ DecodeCursor enter_slice(int turn, const DecodeWork<Config::max_runs>& work,
+                                                    const Problem& problem, const V& variant, const DecodeCut& cut) {
+  const int slice = work.queue[turn % 3];
+  if (slice >= work.slices.num_slices) return {};
+  const auto at = [&](std::int64_t unit) { return locate<Config>(unit, problem, variant, cut, work.run_units); };
   std::int64_t begin = work.slices.begin(slice), end = work.slices.begin(slice + 1);
   if (!work.cuts_rows) {  // both ends move up to the end of a row
     const auto row_end = [&](std::int64_t unit) {
       if (unit == work.slices.num_units) return unit;
-      locate<Config>(cursor, unit, problem, variant, cut, work.run_units);
+      const DecodeCursor cursor = at(unit);
       return cursor.unit == 0 ? unit : unit + cursor.left;
     };
     begin = row_end(begin);
     end = row_end(end);
-    cursor.left = 0;
-    if (begin == end) return;
+    if (begin == end) return {};
   }
-  locate<Config>(cursor, begin, problem, variant, cut, work.run_units);
+  DecodeCursor cursor = at(begin);
   cursor.left = static_cast<int>(end - begin);
+  cursor.turn = turn;
+  start_run(cursor, cut);
+  return cursor;
 }
 
-/// Is this the last tile of its unit?
-template <class Config>
-__device__ __forceinline__ bool unit_ends(const DecodeCursor& cursor, const DecodeCut& cut) {
-  const int next = cursor.key + Config::key_tile;
-  return (next & ((1 << cut.unit_shift) - 1)) == 0 || next >= cursor.item.kv_len;
-}
-
-/// Is this the last tile of its row and head, as far as the slice goes?
-template <class Config>
-__device__ __forceinline__ bool row_ends(const DecodeCursor& cursor, const DecodeCut& cut) {
-  return unit_ends<Config>(cursor, cut) && (cursor.left == 1 || cursor.unit + 1 == cursor.item.units.size());
-}
-
-/// And of what makes one partial?
-template <class Config>
-__device__ __forceinline__ bool piece_ends(const DecodeCursor& cursor, const DecodeCut& cut) {
-  return unit_ends<Config>(cursor, cut) &&
-         (cut.unit_pieces || cursor.left == 1 || cursor.unit + 1 == cursor.item.units.size());
-}
-
-/// To the next tile, of the next slice behind the last one of this; `left` is 0 where there is none.
+/// The cursor on the next run: of this row, the next head or item, the next slice.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void advance(DecodeCursor& cursor, const DecodeWork<Config::max_runs>& work,
-                                        const Problem& problem, const V& variant, const DecodeCut& cut) {
-  if (!unit_ends<Config>(cursor, cut)) {
-    cursor.key += Config::key_tile;
-    return;
-  }
-  if (--cursor.left == 0) {
-    ++cursor.turn;
-    return enter_slice<Config>(cursor, work, problem, variant, cut);
-  }
-  if (++cursor.unit == cursor.item.units.size()) {
+__device__ __noinline__ DecodeCursor next_run(DecodeCursor cursor, const DecodeWork<Config::max_runs>& work,
+                                              const Problem& problem, const V& variant, const DecodeCut& cut) {
+  cursor.left -= cursor.run_units;
+  if (cursor.left == 0) return enter_slice<Config>(cursor.turn + 1, work, problem, variant, cut);
+  cursor.unit += cursor.run_units;
+  if (cursor.unit == cursor.item.units.size()) {
     cursor.unit = 0;
     if (++cursor.head == cut.kv_heads) {
       cursor.head = 0;
@@ -210,7 +217,17 @@ __device__ __forceinline__ void advance(DecodeCursor& cursor, const DecodeWork<C
       } while (cursor.item.units.size() == 0);
     }
   }
-  cursor.key = first_key(cursor, cut);
+  start_run(cursor, cut);
+  return cursor;
+}
+
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void advance(DecodeCursor& cursor, const DecodeWork<Config::max_runs>& work,
+                                        const Problem& problem, const V& variant, const DecodeCut& cut) {
+  if (run_ends<Config>(cursor))
+    cursor = next_run<Config>(cursor, work, problem, variant, cut);
+  else
+    cursor.key += Config::key_tile;
 }
 
 /// The keys of a warp's step.
@@ -218,6 +235,14 @@ template <class Config>
 __device__ __forceinline__ KeyRange chunk_of(const DecodeCursor& cursor) {
   const int begin = cursor.key + warp_id() * Config::chunk;
   return {begin, begin + Config::chunk};
+}
+
+__device__ __forceinline__ bool is_full(const DecodeCursor& cursor, KeyRange chunk) {
+  return chunk.begin >= cursor.full_begin && chunk.end <= cursor.full_end;
+}
+
+__device__ __forceinline__ bool is_seen(const DecodeCursor& cursor, KeyRange chunk) {
+  return is_full(cursor, chunk) || cursor.item.sees(chunk);
 }
 
 }  // namespace detail
@@ -230,23 +255,62 @@ struct DecodePools {
 
 namespace detail {
 
-/// Fills a warp's ring ahead of the sums. The table entries of a step are asked for one step before its keys.
+/// Fills a warp's ring ahead of the sums.
 template <class Config>
 struct DecodeLoader {
   DecodeCursor cursor;
-  int block = -1;  // of the lane's key
-  bool seen = false;
+  int block = -1;  // of the chunk, or of the lane's key where a chunk may lie in several blocks
   bool piece_begins = true;
 
-  /// A key that nobody can see is dead: its table entry may hold any bits, and is not read.
+  /// Asks for the table entries of the next step, long before fetch() needs them. What nobody sees is not read.
   template <class Problem>
   __device__ __forceinline__ void look_up(const Problem& problem, const DecodeCut& cut) {
-    const int key = chunk_of<Config>(cursor).begin + lane_id() % Config::chunk;
-    seen = cursor.left > 0 && cursor.item.sees({key, key + 1});
-    if (seen) block = problem.tables.block_ids(cursor.item.sequence, cut.block_size.quotient(key));
+    block = -1;
+    if (cursor.left == 0) return;
+    KeyRange keys = chunk_of<Config>(cursor);
+    if (!cut.chunks_in_blocks) {
+      keys.begin += lane_id() % Config::chunk;
+      keys.end = keys.begin + 1;
+    }
+    if (is_seen(cursor, keys))
+      block = problem.tables.block_ids(cursor.item.sequence, cut.block_size.quotient(keys.begin));
   }
 
-  /// The item's rows of Q for this head, with the keys of their first step; rows that do not exist become zeros.
+  /// Starts the copies of the step, K (with Q, where a piece begins) and V in a group each, and goes on to the next. A step
+  /// without keys has empty groups.
+  template <class Problem, AttentionVariant V>
+  __device__ __forceinline__ void fetch(typename Config::Stage& stage, const Problem& problem, const V& variant,
+                                        const DecodeCut& cut, const DecodePools& pools,
+                                        const DecodeWork<Config::max_runs>& work) {
+    const KeyRange chunk = chunk_of<Config>(cursor);
+    if (cursor.left == 0) {
+      ptx::cp_async_commit();
+      ptx::cp_async_commit();
+      return;
+    }
+    if (piece_begins) fetch_queries(stage, problem, cut);
+    // A block that is gone leaves its keys dead.
+    const bool exists = static_cast<unsigned>(block) < static_cast<unsigned>(pools.num_blocks);
+    if (cut.chunks_in_blocks && exists && is_full(cursor, chunk)) {
+      const int slot = cut.block_size.remainder(chunk.begin);
+      fetch_rows<typename Config::KeyTile, Config::chunk>(stage.keys, pools.k, block, cursor.head, slot);
+      ptx::cp_async_commit();
+      fetch_rows<typename Config::ValueTile, Config::chunk>(stage.values, pools.v, block, cursor.head, slot);
+    } else {
+      const int key = chunk.begin + lane_id() % Config::chunk;
+      const bool live = exists && cursor.item.sees({key, key + 1});
+      const PagedRow row{live ? block : 0, cut.block_size.remainder(key), live};
+      fetch_rows<typename Config::KeyTile, Config::chunk>(stage.keys, pools.k, cursor.head, row);
+      ptx::cp_async_commit();
+      fetch_rows<typename Config::ValueTile, Config::chunk>(stage.values, pools.v, cursor.head, row);
+    }
+    ptx::cp_async_commit();
+    piece_begins = piece_ends<Config>(cursor, cut);
+    advance<Config>(cursor, work, problem, variant, cut);
+  }
+
+ private:
+  /// The item's rows of Q for this head; rows that do not exist become zeros.
   template <class Problem>
   __device__ __forceinline__ void fetch_queries(typename Config::Stage& stage, const Problem& problem,
                                                 const DecodeCut& cut) {
@@ -255,47 +319,12 @@ struct DecodeLoader {
 #pragma unroll 1
     for (int i = lane_id(); i < Config::rows * Tile::chunks_per_row; i += 32) {
       const int row = i / Tile::chunks_per_row, column = i % Tile::chunks_per_row * Tile::chunk;
-      const bool live = cursor.left > 0 && row < cursor.item.num_rows;
+      const bool live = row < cursor.item.num_rows;
       const int packed = cursor.item.row_begin + (live ? row : 0);
       const auto* const from = problem.q.at(cursor.item.first_token + cut.group_size.quotient(packed),
                                             first_head + cut.group_size.remainder(packed), column);
       ptx::cp_async_16(&stage.queries[Tile::offset(row, column)], from, live);
     }
-  }
-
-  /// Starts the copies of the next step, K and V in a group each, which stay empty where a step has no keys.
-  template <class Problem, AttentionVariant V>
-  __device__ __forceinline__ void fetch(typename Config::Stage& stage, const Problem& problem, const V& variant,
-                                        const DecodeCut& cut, const DecodePools& pools,
-                                        const DecodeWork<Config::max_runs>& work) {
-    // A block that is gone leaves its keys dead.
-    const bool live = seen && static_cast<unsigned>(block) < static_cast<unsigned>(pools.num_blocks);
-    const unsigned live_lanes = __ballot_sync(~0u, live);
-    const int key = chunk_of<Config>(cursor).begin;
-    if (piece_begins) fetch_queries(stage, problem, cut);
-    using KeyTile = typename Config::KeyTile;
-    using ValueTile = typename Config::ValueTile;
-    if (live_lanes == 0) {
-      ptx::cp_async_commit();
-      ptx::cp_async_commit();
-    } else if (cut.chunks_in_blocks) {
-      const int shared_block = __shfl_sync(~0u, block, __ffs(static_cast<int>(live_lanes)) - 1);
-      const int slot = cut.block_size.remainder(key);
-      fetch_rows<KeyTile, Config::chunk>(stage.keys, pools.k, shared_block, cursor.head, slot, live_lanes);
-      ptx::cp_async_commit();
-      fetch_rows<ValueTile, Config::chunk>(stage.values, pools.v, shared_block, cursor.head, slot, live_lanes);
-      ptx::cp_async_commit();
-    } else {
-      const PagedRow row{live ? block : 0, cut.block_size.remainder(key + lane_id() % Config::chunk), live};
-      fetch_rows<KeyTile, Config::chunk>(stage.keys, pools.k, cursor.head, row);
-      ptx::cp_async_commit();
-      fetch_rows<ValueTile, Config::chunk>(stage.values, pools.v, cursor.head, row);
-      ptx::cp_async_commit();
-    }
-    if (cursor.left == 0) return;
-    piece_begins = piece_ends<Config>(cursor, cut);
-    advance<Config>(cursor, work, problem, variant, cut);
-    look_up(problem, cut);
   }
 };
 

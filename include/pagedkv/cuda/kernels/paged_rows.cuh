@@ -73,10 +73,9 @@ __device__ __forceinline__ void fetch_rows(T* shared_tile, int first, const View
   }
 }
 
-/// Copies rows of one block, without a look-up per row: bit r of `live` says whether row r is to be read or zeros.
+/// Copies rows of one block, all of them live.
 template <class Tile, int Rows>
-__device__ __forceinline__ void fetch_rows(void* shared_tile, const ChunkedPool& pool, int block, int head, int slot,
-                                           unsigned live) {
+__device__ __forceinline__ void fetch_rows(void* shared_tile, const ChunkedPool& pool, int block, int head, int slot) {
   auto* const tile = static_cast<unsigned char*>(shared_tile);
   const unsigned char* const first = pool.at(block, head, slot);
   constexpr int chunks_per_row = Tile::chunks_per_row;
@@ -86,25 +85,26 @@ __device__ __forceinline__ void fetch_rows(void* shared_tile, const ChunkedPool&
     const int row = lane_id() / chunks_per_row, chunk = lane_id() % chunks_per_row;
     const int place = Tile::offset(row, chunk * Tile::chunk);
     const std::uint64_t row_bytes = std::uint64_t{pool.slot_stride} * 16;
-    const unsigned char* from = first + row * row_bytes + chunk * 16;
+    const unsigned char* from =
+        first +
+        std::uint64_t{static_cast<std::uint32_t>(row) * pool.slot_stride + static_cast<std::uint32_t>(chunk)} * 16;
 #pragma unroll
     for (int i = 0; i < Rows; i += rows_at_once, from += rows_at_once * row_bytes)
-      ptx::cp_async_16(tile + 2 * Tile::below(place, i), from, (live & 1u << row << i) != 0);
+      ptx::cp_async_16(tile + 2 * Tile::below(place, i), from, true);
   } else {
 #pragma unroll 2
     for (int i = 0; i < Rows * chunks_per_row; i += 32) {
       const int row = (i + lane_id()) / chunks_per_row, chunk = (i + lane_id()) % chunks_per_row;
       const std::uint32_t from = static_cast<std::uint32_t>(row) * pool.slot_stride + static_cast<std::uint32_t>(chunk);
       if (row < Rows)
-        ptx::cp_async_16(tile + 2 * Tile::offset(row, chunk * Tile::chunk), first + std::uint64_t{from} * 16,
-                         (live & 1u << row) != 0);
+        ptx::cp_async_16(tile + 2 * Tile::offset(row, chunk * Tile::chunk), first + std::uint64_t{from} * 16, true);
     }
   }
 }
 
-/// The same where rows lie in several blocks: lane r knows the place of the r-th and tells the others.
+/// The same where rows lie in several blocks or are dead: lane r knows the place of the r-th and tells the others.
 template <class Tile, int Rows>
-__device__ __forceinline__ void fetch_rows(void* shared_tile, const ChunkedPool& pool, int head, const PagedRow& mine) {
+__device__ __noinline__ void fetch_rows(void* shared_tile, const ChunkedPool& pool, int head, const PagedRow& mine) {
   auto* const tile = static_cast<unsigned char*>(shared_tile);
   const auto place = reinterpret_cast<std::uintptr_t>(pool.at(static_cast<int>(mine.block), head, mine.slot));
   const unsigned live = __ballot_sync(~0u, mine.live);
