@@ -97,27 +97,34 @@ class DeviceProblem {
   pagedkv::cuda::DeviceArray<std::uint64_t> tree_;
 };
 
-/// Runs attend(problem, rule) for every rule and every model's chain; the first difference from the reference, or "".
-template <class Q, class KV, class O, class Attend>
-std::string mismatch_of_any_rule(GeneratedProblem<Q, KV, O>& generated, Tolerance tolerance, Attend&& attend) {
-  const Rules<pagedkv::Space::host> host_rules = rules_of(generated);
+/// Runs attend(problem, rule) for the rules that `visit(rules, f)` calls f(name, rule) with; the first difference from the
+/// reference, or "".
+template <class Q, class KV, class O, class Visit, class Attend>
+std::string mismatch_of_rules(GeneratedProblem<Q, KV, O>& generated, Tolerance tolerance, Visit&& visit,
+                              Attend&& attend) {
   std::map<std::string, Expected> expected;
-  const auto expect = [&](const char* name, auto rule) { expected[name] = expected_of(generated, rule); };
-  host_rules.for_each(expect);
-  host_rules.for_each_model_chain(expect);
+  visit(rules_of(generated), [&](const char* name, auto rule) { expected[name] = expected_of(generated, rule); });
 
   DeviceProblem device(generated);
   std::string result;
-  const auto compare = [&](const char* name, auto rule) {
+  visit(device.rules(), [&](const char* name, auto rule) {
     device.clear_outputs();
     attend(device.problem(), rule);
     device.fetch_outputs();
     const std::string difference = mismatch(generated, expected.at(name), tolerance);
     if (!difference.empty() && result.empty()) result = std::string(name) + ": " + difference;
-  };
-  device.rules().for_each(compare);
-  device.rules().for_each_model_chain(compare);
+  });
   return result;
+}
+
+/// The same for every rule and every model's chain.
+template <class Q, class KV, class O, class Attend>
+std::string mismatch_of_any_rule(GeneratedProblem<Q, KV, O>& generated, Tolerance tolerance, Attend&& attend) {
+  const auto all = [](const auto& rules, auto&& f) {
+    rules.for_each(f);
+    rules.for_each_model_chain(f);
+  };
+  return mismatch_of_rules(generated, tolerance, all, attend);
 }
 
 /// The same for one rule without pointers.
