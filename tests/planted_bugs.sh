@@ -123,8 +123,10 @@ plant "slots are 32 bits wide" cuda/kernels/store_kv cuda/kernels/store_kv.cuh '
 plant "rows behind an empty sequence are the empty one's" cuda/kernels/gather_kv cuda/kernels/gather_kv.cuh 's/(begins(middle) <= row/(begins(middle) < row/'
 plant "a tile that begins in one sequence lies in it" cuda/kernels/gather_kv cuda/kernels/gather_kv.cuh 's/last < begins(sequence + 1) ? sequence + 1 : num_seqs/sequence + 1/'
 plant "a sequence's last block is full" cuda/kernels/build_tables cuda/kernels/build_tables.cuh 's/block_size : ragged.last_block_len(sequence)/block_size : block_size/'
-plant "pairs that follow each other on one side only are copied together" storage/block_swap storage/block_swap.hpp 's/to_index(pairs\[i\].destination) == to_index(pairs\[i - 1\].destination) + 1/true/'
-plant "pitches that the copy cannot take are given to it" storage/block_swap storage/block_swap.hpp 's/ \&\& pitch <= max_pitch//'
+plant "a swap's CTAs take one tile each" cuda/kernels/swap_blocks cuda/kernels/swap_blocks.cuh 's/tile += static_cast<int>(gridDim.x)/tile = num_tiles/'
+plant "a swap reads V where K lies" cuda/kernels/swap_blocks cuda/kernels/swap_blocks.cuh 's/(is_key ? from_k : from_v)/from_k/'
+plant "a swap's layers are as far apart there as here" cuda/kernels/swap_blocks cuda/kernels/swap_blocks.cuh 's/layer \* destination.layer_stride/layer * source.layer_stride/'
+plant "blocks with gaps are swapped" storage/block_swap storage/block_swap.hpp 's/  require(is_dense_block(source), what, "without gaps", "with gaps");//'
 
 echo "$missed missed"
 [[ $missed -eq 0 ]]

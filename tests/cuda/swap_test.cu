@@ -87,6 +87,20 @@ TEST_CASE("blocks move inside device memory, from one pool to another") {
   CHECK(b.equal());
 }
 
+TEST_CASE("more pairs than one launch takes all arrive") {
+  const KvLayout layout{.num_layers = 2, .num_blocks = 600, .kv_heads = 1, .block_size = 4, .head_dim = 8};
+  TwoPools<float> device(layout);
+  cuda::PinnedKvPool<float> host(layout);
+  fill_random(host.layers().first.k.data, host.size_bytes(), 3);
+  std::vector<BlockPair> pairs;
+  for (int i = 0; i < 599; ++i) pairs.push_back({BlockId{i}, BlockId{599 - i}});
+  const Stream on;
+  cuda::swap_blocks<float>(pairs, host.layers(), device.device.layers(), on.stream);
+  expect<float>(pairs, host.layers(), device.host.layers());
+  cuda::check(cudaStreamSynchronize(on.stream), "swap");
+  CHECK(device.equal());
+}
+
 TEST_CASE("a captured swap copies what the blocks hold when it is replayed") {
   const KvLayout layout{.num_layers = 3, .num_blocks = 4, .kv_heads = 2, .block_size = 4, .head_dim = 8};
   TwoPools<float> device(layout);

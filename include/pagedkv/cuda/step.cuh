@@ -31,10 +31,7 @@ template <class P, class T>
 void launch_block_copies(const StepView& step, const KvLayers<T, Space::device>& layers, cudaStream_t stream,
                          Launch mode) {
   using Config = MoveConfig<P, P, choose_move()>;
-  const KvLayers<P, Space::device> pieces{
-      .first = {.k = in_pieces<P>(layers.first.k), .v = in_pieces<P>(layers.first.v)},
-      .num_layers = layers.num_layers,
-      .layer_stride = layers.layer_stride / static_cast<std::int64_t>(sizeof(P) / sizeof(T))};
+  const KvLayers<P, Space::device> pieces = in_pieces<P>(layers);
   const CopyGrid grid = make_copy_grid(step.copies.extents[0], pieces, choose_move());
   constexpr std::int64_t max_tiles = 32767;  // two for each of a grid's y
   require(grid.num_tiles <= max_tiles, "copy_blocks: tiles of one block, at most", max_tiles, grid.num_tiles);
@@ -76,8 +73,7 @@ void copy_blocks(const StepView& step, const KvLayers<T, Space::device>& layers,
   layers.first.validate();
   if (step.copies.extents[0] == 0 || layers.num_layers == 0) return;
   constexpr int count = 16 / sizeof(T);
-  if (consists_of(layers.first.k, count, layers.layer_stride) &&
-      consists_of(layers.first.v, count, layers.layer_stride))
+  if (consists_of(layers, count))
     detail::launch_block_copies<Piece<16>>(step, layers, stream, mode);
   else
     detail::launch_block_copies<Piece<sizeof(T)>>(step, layers, stream, mode);

@@ -7,6 +7,7 @@
 
 #include "pagedkv/core/ids.hpp"
 #include "pagedkv/core/view.hpp"
+#include "pagedkv/storage/kv_view.hpp"
 
 namespace pagedkv {
 inline namespace v0 {
@@ -40,6 +41,22 @@ auto in_pieces(const View<T, Rank, S>& view) {
     pieces.strides[d] = is_row ? 1 : view.strides[d] / count;
   }
   return pieces;
+}
+
+/// Can K and V of all layers?
+template <class T, Space S>
+bool consists_of(const KvLayers<T, S>& layers, int count) {
+  return consists_of(layers.first.k, count, layers.layer_stride) &&
+         consists_of(layers.first.v, count, layers.layer_stride);
+}
+
+template <class P, class T, Space S>
+auto in_pieces(const KvLayers<T, S>& layers) {
+  using Element = std::conditional_t<std::is_const_v<T>, const P, P>;
+  constexpr auto count = static_cast<std::int64_t>(sizeof(P) / sizeof(T));
+  return KvLayers<Element, S>{.first = {.k = in_pieces<P>(layers.first.k), .v = in_pieces<P>(layers.first.v)},
+                              .num_layers = layers.num_layers,
+                              .layer_stride = layers.layer_stride / count};
 }
 
 }  // namespace v0

@@ -58,10 +58,7 @@ template <class P>
 void copy(Pool& pool, const std::vector<BlockCopy>& copies) {
   using Config = cuda::MoveConfig<P, P, small>;
   const auto layers = layers_view<Space::device>(pool.elements.data(), pool.layout);
-  const KvLayers<P, Space::device> pieces{
-      .first = {.k = in_pieces<P>(layers.first.k), .v = in_pieces<P>(layers.first.v)},
-      .num_layers = layers.num_layers,
-      .layer_stride = layers.layer_stride / static_cast<std::int64_t>(sizeof(P) / sizeof(bf16))};
+  const auto pieces = in_pieces<P>(layers);
   const auto list = dense_view<Space::device>(copies.data(), {std::ssize(copies)});
   const cuda::CopyGrid grid = cuda::make_copy_grid(std::ssize(copies), pieces, small);
   run_grid({static_cast<unsigned>(grid.num_copies), static_cast<unsigned>(2 * grid.num_tiles),
