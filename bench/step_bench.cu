@@ -23,6 +23,7 @@
 #include "pagedkv/storage/kv_layout.hpp"
 #include "support/graph.cuh"
 #include "support/kv_memory.cuh"
+#include "support/on_gpu.cuh"
 #include "support/statistics.hpp"
 
 namespace {
@@ -94,19 +95,20 @@ cuda::DeviceArray<T> to_device(const std::vector<T>& elements) {
 /// Seconds of one cudaMemcpyAsync of `bytes`, rotating like the calls; measured once for each size.
 double memcpy_seconds(std::int64_t bytes) {
   static std::map<std::int64_t, double> known;
-  const auto [entry, is_new] = known.try_emplace(bytes);
-  if (!is_new) return entry->second;
+  if (const auto entry = known.find(bytes); entry != known.end()) return entry->second;
   auto* const data = reinterpret_cast<std::byte*>(Memory::instance().data());
   Graph graph(num_sets(bytes, Memory::instance().size_bytes() / (2 * bytes)), [&](int set, cudaStream_t stream) {
     std::byte* const from = data + 2 * bytes * set;
     check(cudaMemcpyAsync(from + bytes, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, stream),
           "memcpy");
   });
-  return entry->second = bench::spread_of(graph.samples(15)).median;
+  return known[bytes] = bench::spread_of(graph.samples(15)).median;
 }
 
-/// Reports the median of 15 replays. `bytes` are moved: read once and written once.
+/// Reports the median of 15 replays. `bytes` are moved: read once and written once. The bound comes first, because it
+/// writes over the memory that the replays fill and the caller compares.
 void report(benchmark::State& state, Graph& graph, std::int64_t bytes) {
+  const double bound = bytes == 0 ? 0 : memcpy_seconds(bytes);
   const bench::Spread seconds = bench::spread_of(graph.samples(15));
   for (auto _ : state) state.SetIterationTime(seconds.median);
   state.counters["us"] = seconds.median * 1e6;
@@ -114,15 +116,8 @@ void report(benchmark::State& state, Graph& graph, std::int64_t bytes) {
   state.counters["p90"] = seconds.p90 * 1e6;
   if (bytes == 0) return;
   state.counters["GB/s"] = 2 * static_cast<double>(bytes) / seconds.median / 1e9;
-  state.counters["memcpy_us"] = memcpy_seconds(bytes) * 1e6;
-  state.counters["of_memcpy_%"] = 100 * memcpy_seconds(bytes) / seconds.median;
-}
-
-bool has_gpu(benchmark::State& state) {
-  int num_gpus = 0;
-  const bool has_one = cudaGetDeviceCount(&num_gpus) == cudaSuccess && num_gpus > 0;
-  if (!has_one) state.SkipWithError("no GPU");
-  return has_one;
+  state.counters["memcpy_us"] = bound * 1e6;
+  state.counters["of_memcpy_%"] = 100 * bound / seconds.median;
 }
 
 void require_equal(const bf16* a, const bf16* b, std::int64_t count) {
@@ -135,7 +130,6 @@ void require_equal(const bf16* a, const bf16* b, std::int64_t count) {
 /// num_live of num_copies copies have rows; the others are what a captured step has behind the fill.
 void run_copies(benchmark::State& state, std::int64_t num_live, std::int64_t num_copies, int num_layers,
                 KvOrder order) {
-  if (!has_gpu(state)) return;
   const auto layers = Memory::instance().pool(num_layers, order);
   const std::int64_t bytes = num_live * num_layers * block_elements * std::int64_t{sizeof(bf16)};
   const auto ids = shuffled(layers.first.num_blocks());
@@ -170,7 +164,6 @@ void copy_blocks_captured_1024(benchmark::State& state) {
 
 /// As many sequences as asked for, of lengths 1 : 2 : 1 : 2 .., share the blocks.
 void run_gather(benchmark::State& state, KvOrder order) {
-  if (!has_gpu(state)) return;
   const std::int64_t num_blocks = state.range(0), num_seqs = state.range(1);
   const std::int64_t bytes = num_blocks * block_elements * std::int64_t{sizeof(bf16)},
                      num_rows = num_blocks * block_size;
@@ -215,7 +208,6 @@ void gather_kv_nhd(benchmark::State& state) { run_gather(state, KvOrder::nhd); }
 /// Rows of X to random slots, as in decode; a prompt's would be consecutive.
 template <class X>
 void run_stores(benchmark::State& state, KvOrder order, cuda::Launch mode = cuda::Launch::after_previous) {
-  if (!has_gpu(state)) return;
   const std::int64_t num_rows = state.range(0);
   const std::int64_t bytes = num_rows * 2 * row_elements * std::int64_t{sizeof(X) + sizeof(bf16)} / 2;
   const auto layer = Memory::instance().pool(1, order).layer(0);
@@ -246,7 +238,8 @@ void store_kv_overlapping(benchmark::State& state) {
 }
 void store_kv_from_float(benchmark::State& state) { run_stores<float>(state, KvOrder::hnd); }
 
-#define PAGEDKV_BENCH(function) BENCHMARK(function)->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(1)
+#define PAGEDKV_BENCH(function) \
+  BENCHMARK(bench::on_gpu<function>)->Name(#function)->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(1)
 
 PAGEDKV_BENCH(copy_blocks)->ArgNames({"blocks", "layers"})->ArgsProduct({{16, 64, 256, 1024, 4096}, {1, 32}});
 PAGEDKV_BENCH(copy_blocks_nhd)->ArgNames({"blocks", "layers"})->ArgsProduct({{16, 256, 4096}, {1, 32}});

@@ -1,8 +1,5 @@
-// Scattered blocks to pinned host memory and back, in three ways, against one cudaMemcpyAsync of the same bytes.
-//
-//   swap_blocks      the library's: a strided copy for each run of blocks, all layers at once
-//   batched_copies   a copy for each block, layer, and K or V, enqueued together by cudaMemcpyBatchAsync
-//   mapped_kernel    a kernel on a few SMs that reads and writes host memory by itself
+// Scattered blocks to pinned host memory and back, against one cudaMemcpyAsync of the same bytes; and on fewer and more
+// SMs than the policy gives.
 //
 // Events around the call, so that the host's time to enqueue counts where the bus would wait for it.
 #include <benchmark/benchmark.h>
@@ -12,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <map>
 #include <numeric>
 #include <random>
@@ -27,6 +23,7 @@
 #include "pagedkv/cuda/swap.cuh"
 #include "pagedkv/storage/pieces.hpp"
 #include "support/kv_memory.cuh"
+#include "support/on_gpu.cuh"
 #include "support/statistics.hpp"
 
 namespace {
@@ -101,8 +98,7 @@ bench::Spread time(Enqueue&& enqueue) {
 /// One copy of as many bytes in a row; measured once for each size and direction.
 double memcpy_seconds(std::int64_t bytes, bool is_out) {
   static std::map<std::pair<std::int64_t, bool>, double> known;
-  const auto [entry, is_new] = known.try_emplace({bytes, is_out});
-  if (!is_new) return entry->second;
+  if (const auto entry = known.find({bytes, is_out}); entry != known.end()) return entry->second;
   void* const device = Pools::instance().on_device(32).first.k.data;
   void* const host = Pools::instance().on_host(32).first.k.data;
   const auto copy = [&](cudaStream_t stream) {
@@ -110,7 +106,7 @@ double memcpy_seconds(std::int64_t bytes, bool is_out) {
                           is_out ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice, stream),
           "memcpy");
   };
-  return entry->second = time(copy).median;
+  return known[{bytes, is_out}] = time(copy).median;
 }
 
 std::vector<BlockPair> scattered_pairs(std::int64_t count, std::int64_t num_blocks) {
@@ -140,92 +136,20 @@ struct Swap {
   }
 };
 
-struct BatchedCopies {
+/// What swap_blocks does, with another number of CTAs.
+template <int MaxCtas>
+struct SwapOnSms {
   template <Space From, Space To>
   void operator()(const std::vector<BlockPair>& pairs, const KvLayers<bf16, From>& source,
                   const KvLayers<bf16, To>& destination, cudaStream_t stream) {
-#if CUDART_VERSION >= 13000
-    std::vector<const void*> from;
-    std::vector<void*> to;
-    std::vector<std::size_t> sizes;
-    for_each_copy<bf16, bf16>(pairs, source, destination, 0, [&](const StridedCopy& copy) {  // no pitch: row by row
-      from.push_back(copy.source);
-      to.push_back(copy.destination);
-      sizes.push_back(copy.width_bytes);
-    });
-    cudaMemcpyAttributes attributes{};
-    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
-    std::size_t first = 0;
-    check(cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(), &attributes, &first, 1, stream),
-          "batched copies");
-#else
-    throw std::runtime_error("needs CUDA 13");
-#endif
-  }
-};
-
-/// As many as fit into a kernel's parameters: no upload.
-struct PairList {
-  BlockPair pairs[256];
-  int size;
-};
-constexpr int mapped_ctas = 32, mapped_threads = 512;  // few SMs: the others have work of their own
-
-/// Each CTA takes tiles of 32 KiB, in turns: K or V of one block in one layer.
-__global__ void __launch_bounds__(mapped_threads)
-    mapped_swap_kernel(const PairList list, const KvLayers<const Piece<16>, Space::device> source,
-                       const KvLayers<Piece<16>, Space::device> destination) {
-  constexpr int pieces_per_thread = 4;
-  const int num_tiles = list.size * source.num_layers * 2;
-  for (int tile = static_cast<int>(blockIdx.x); tile < num_tiles; tile += static_cast<int>(gridDim.x)) {
-    const BlockPair pair = list.pairs[tile / (2 * source.num_layers)];
-    const auto from = source.layer(tile / 2 % source.num_layers);
-    const auto to = destination.layer(tile / 2 % source.num_layers);
-    const Piece<16>* const in = (tile % 2 == 0 ? from.k : from.v).at(to_index(pair.source), 0, 0, threadIdx.x);
-    Piece<16>* const out = (tile % 2 == 0 ? to.k : to.v).at(to_index(pair.destination), 0, 0, threadIdx.x);
-    Piece<16> pieces[pieces_per_thread];
-#pragma unroll
-    for (int n = 0; n < pieces_per_thread; ++n) pieces[n] = in[n * mapped_threads];
-#pragma unroll
-    for (int n = 0; n < pieces_per_thread; ++n) out[n * mapped_threads] = pieces[n];
-  }
-}
-
-/// The same layers as pieces: pinned host memory has one address on both sides of the bus.
-template <class P, Space S>
-KvLayers<P, Space::device> mapped(const KvLayers<bf16, S>& layers) {
-  const auto view = [](const auto& blocks) {
-    const auto pieces = in_pieces<Piece<16>>(blocks);
-    View<P, 4, Space::device> result{.data = pieces.data};
-    std::copy_n(pieces.extents, 4, result.extents);
-    std::copy_n(pieces.strides, 4, result.strides);
-    return result;
-  };
-  return {.first = {.k = view(layers.first.k), .v = view(layers.first.v)},
-          .num_layers = layers.num_layers,
-          .layer_stride = layers.layer_stride / 8};
-}
-
-struct MappedKernel {
-  template <Space From, Space To>
-  void operator()(const std::vector<BlockPair>& pairs, const KvLayers<bf16, From>& source,
-                  const KvLayers<bf16, To>& destination, cudaStream_t stream) {
-    PairList list;
-    for (std::size_t first = 0; first < pairs.size(); first += std::size(list.pairs)) {
-      const std::size_t size = std::min(pairs.size() - first, std::size(list.pairs));
-      std::copy_n(pairs.begin() + static_cast<std::ptrdiff_t>(first), size, list.pairs);
-      list.size = static_cast<int>(size);
-      mapped_swap_kernel<<<mapped_ctas, mapped_threads, 0, stream>>>(list, mapped<const Piece<16>>(source),
-                                                                     mapped<Piece<16>>(destination));
-      check(cudaGetLastError(), "mapped kernel");
-    }
+    constexpr cuda::MovePolicy policy{.threads = 512, .pieces_per_thread = 4, .max_ctas = MaxCtas};
+    cuda::detail::launch_block_swap<Piece<16>, policy>(pairs, cuda::detail::on_device(blocks_as_rows(source)),
+                                                       cuda::detail::on_device(blocks_as_rows(destination)), stream);
   }
 };
 
 template <class Way>
 void run(benchmark::State& state) {
-  if (int num_gpus = 0; cudaGetDeviceCount(&num_gpus) != cudaSuccess || num_gpus == 0)
-    return state.SkipWithError("no GPU");
   const std::int64_t num_blocks = state.range(0);
   const auto num_layers = static_cast<int>(state.range(1));
   const bool is_out = state.range(2) == 1;
@@ -262,18 +186,27 @@ void run(benchmark::State& state) {
 }
 
 void swap_blocks(benchmark::State& state) { run<Swap>(state); }
-void batched_copies(benchmark::State& state) { run<BatchedCopies>(state); }
-void mapped_kernel(benchmark::State& state) { run<MappedKernel>(state); }
-
-void shapes(benchmark::internal::Benchmark* benchmark) {
-  benchmark->ArgNames({"blocks", "layers", "out"})->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(1);
-  for (const int out : {1, 0}) {
-    for (const int num_blocks : {16, 64, 256, 1024, 4096}) benchmark->Args({num_blocks, 1, out});
-    for (const int num_blocks : {16, 64, 256, 1024}) benchmark->Args({num_blocks, 32, out});
-  }
+template <int MaxCtas>
+void swap_blocks_on_sms(benchmark::State& state) {
+  run<SwapOnSms<MaxCtas>>(state);
 }
-BENCHMARK(swap_blocks)->Apply(shapes);
-BENCHMARK(batched_copies)->Apply(shapes);
-BENCHMARK(mapped_kernel)->Apply(shapes);
+
+void directions(benchmark::internal::Benchmark* benchmark, const std::vector<int>& block_counts, int num_layers) {
+  benchmark->ArgNames({"blocks", "layers", "out"})->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(1);
+  for (const int out : {1, 0})
+    for (const int num_blocks : block_counts) benchmark->Args({num_blocks, num_layers, out});
+}
+void shapes(benchmark::internal::Benchmark* benchmark) {
+  directions(benchmark, {16, 64, 256, 1024, 4096}, 1);
+  directions(benchmark, {16, 64, 256, 1024}, 32);
+}
+void few_shapes(benchmark::internal::Benchmark* benchmark) { directions(benchmark, {16, 1024}, 1); }
+
+BENCHMARK(bench::on_gpu<swap_blocks>)->Name("swap_blocks")->Apply(shapes);
+BENCHMARK(bench::on_gpu<swap_blocks_on_sms<4>>)->Name("swap_blocks_on_4_sms")->Apply(few_shapes);
+BENCHMARK(bench::on_gpu<swap_blocks_on_sms<8>>)->Name("swap_blocks_on_8_sms")->Apply(few_shapes);
+BENCHMARK(bench::on_gpu<swap_blocks_on_sms<16>>)->Name("swap_blocks_on_16_sms")->Apply(few_shapes);
+BENCHMARK(bench::on_gpu<swap_blocks_on_sms<64>>)->Name("swap_blocks_on_64_sms")->Apply(few_shapes);
+BENCHMARK(bench::on_gpu<swap_blocks_on_sms<128>>)->Name("swap_blocks_on_128_sms")->Apply(few_shapes);
 
 }  // namespace
