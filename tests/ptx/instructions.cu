@@ -14,11 +14,14 @@
 // expect kv_store_kernel.*Li8E st.global.v4
 // expect block_copy_kernel.*PieceILm16E ld.global.v4
 // expect block_copy_kernel.*PieceILm16E st.global.v4
+// expect block_swap_kernel.*PieceILm16E ld.global.v4
+// expect block_swap_kernel.*PieceILm16E st.global.v4
 // expect-90 kv_store_kernel griddepcontrol.wait
 // expect-90 block_copy_kernel griddepcontrol.wait
 #include "pagedkv/attention/variants.hpp"
 #include "pagedkv/cuda/decode.cuh"
 #include "pagedkv/cuda/step.cuh"
+#include "pagedkv/cuda/swap.cuh"
 
 namespace pagedkv {
 inline namespace v0 {
@@ -30,6 +33,8 @@ template void decode<128, 128>(const Problem&, const Causal&, Workspace&, cudaSt
 template void copy_blocks(const StepView&, const KvLayers<bf16, Space::device>&, cudaStream_t, Launch);
 template void store_kv(const StepView&, const KvView<bf16, Space::device>&, const View<const bf16, 3, Space::device>&,
                        const View<const bf16, 3, Space::device>&, cudaStream_t, Launch);
+template void swap_blocks(std::span<const BlockPair>, const KvLayers<bf16, Space::device>&,
+                          const KvLayers<bf16, Space::host>&, cudaStream_t);
 
 }  // namespace cuda
 }  // namespace v0

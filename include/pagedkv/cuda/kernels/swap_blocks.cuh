@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(Config::threads)
       to = (is_key ? to_k : to_v) + layer * destination.layer_stride + in_run;
     };
     const int first_piece = tile % shape.num_tiles * Config::tile_pieces;
-    detail::move_tile<Config>(detail::locate_tile<Config>(first_piece, shape.num_pieces, nothing, locate));
+    const auto moves = detail::locate_tile<Config>(first_piece, shape.num_pieces, nothing, locate);
+    detail::move_tile<Config>(moves);
   }
 }
 
