@@ -1,4 +1,4 @@
-# Compiles a CUDA file for one architecture and fails if a kernel spills or keeps an array in local memory; writes a table.
+# Compiles a CUDA file for one architecture; fails if a kernel spills or keeps an array in local memory. Writes a table.
 #   cmake -DFILE=x.cu -DCOMPILER=nvcc -DARCH=90a -DINCLUDE=include -DTABLE=ptxas_90a.txt -P cmake/PtxasReport.cmake
 cmake_minimum_required(VERSION 3.25)
 get_filename_component(folder ${TABLE} DIRECTORY)
