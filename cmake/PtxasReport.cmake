@@ -1,4 +1,4 @@
-# Compiles a CUDA file for one architecture, fails if a kernel spills, and writes a table: registers, stack (calls), spills.
+# Compiles a CUDA file for one architecture, fails if a kernel spills, and tells registers, stack (calls) and spills.
 #   cmake -DFILE=x.cu -DCOMPILER=nvcc -DARCH=90a -DINCLUDE=include -DTABLE=ptxas_90a.txt -P cmake/PtxasReport.cmake
 cmake_minimum_required(VERSION 3.25)
 get_filename_component(folder ${TABLE} DIRECTORY)
