@@ -139,9 +139,16 @@ struct DecodePieces {
   __device__ __forceinline__ std::int64_t total_slot(int up_to) const { return 2 * std::int64_t{own} + up_to % 2; }
 };
 
+/// The rows that a piece belongs to; in shared memory, so that they can be finished when others are under way.
+struct DecodeRows {
+  DecodeItem item;
+  int head;
+  DecodePieces pieces;
+};
+
 template <int MaxRuns>
-__device__ __forceinline__ DecodePieces pieces_at(const DecodeCursor& cursor, const DecodeWork<MaxRuns>& work,
-                                                  const DecodeCut& cut) {
+__device__ __forceinline__ DecodeRows rows_at(const DecodeCursor& cursor, const DecodeWork<MaxRuns>& work,
+                                              const DecodeCut& cut) {
   const Slices& slices = work.slices;
   const int own = work.queue[cursor.turn % 3], num_units = cursor.item.units.size();
   DecodePieces pieces{.num = 1,
@@ -161,7 +168,7 @@ __device__ __forceinline__ DecodePieces pieces_at(const DecodeCursor& cursor, co
   }
   pieces.num = cut.unit_pieces ? num_units : pieces.num_owners;
   pieces.mine = cut.unit_pieces ? cursor.unit : own - pieces.first_owner;
-  return pieces;
+  return {cursor.item, cursor.head, pieces};
 }
 
 /// Does fn(row, column) for four columns at a time of the rows [first, end), all threads together.
@@ -197,8 +204,9 @@ __device__ __forceinline__ RowQuad<Config> load_partial(const Partials& partials
 template <class Config>
 __device__ __forceinline__ RowQuad<Config> join_pieces(const Partials& partials, const DecodePieces& pieces, int row,
                                                        int column) {
-  constexpr int in_flight = 16;
+  constexpr int in_flight = 8;
   RowQuad<Config> total;
+#pragma unroll 1
   for (int first = 0; first < pieces.num; first += in_flight) {
     RowQuad<Config> some[in_flight];
 #pragma unroll
@@ -219,8 +227,7 @@ __device__ __forceinline__ RowQuad<Config> join_pieces(const Partials& partials,
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared, int stage, const Problem& problem,
                                           const V& variant, const DecodeCut& cut, const Partials& partials,
-                                          const DecodeCursor& cursor, const DecodePieces& pieces,
-                                          DecodeState<Config>& state) {
+                                          const DecodeRows& rows, DecodeState<Config>& state) {
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
 #pragma unroll
@@ -234,7 +241,8 @@ __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared,
   for (int first = 0; first < Config::rows; first += Config::rows_per_pass) {
     put_output<Config>(shared.ring[warp_id()][stage], state.output, first);
     __syncthreads();
-    for_each_quad<Config>(first, min(cursor.item.num_rows, first + Config::rows_per_pass), [&](int row, int column) {
+    const DecodePieces& pieces = rows.pieces;
+    for_each_quad<Config>(first, min(rows.item.num_rows, first + Config::rows_per_pass), [&](int row, int column) {
       RowQuad<Config> quad = join_warps<Config>(shared, stage, first, row, column);
       if (pieces.num_owners > 1) return store_partial<Config>(partials, pieces.slot(pieces.mine), row, column, quad);
       // All pieces are this CTA's, in order, and these columns this thread's to fold.
@@ -245,23 +253,26 @@ __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared,
       }
       if (pieces.mine < pieces.num - 1)
         return store_partial<Config>(partials, pieces.total_slot(pieces.mine), row, column, quad);
-      finish_row<Config>(problem, variant, cursor.item, cut, cursor.head, row, column, quad);
+      finish_row<Config>(problem, variant, rows.item, cut, rows.head, row, column, quad);
     });
     __syncthreads();
   }
 }
 
-/// The end of a row, as far as this slice goes: if other slices hold the rest of it, whose CTA comes last merges them all.
+/// Rows whose pieces are all there: whoever came last merges and finishes them.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void end_row(typename Config::SharedMemory& shared, const Problem& problem, const V& variant,
-                                        const DecodeCut& cut, const Partials& partials, const DecodeCursor& cursor,
-                                        const DecodePieces& pieces) {
-  if (pieces.num_owners == 1) return;
-  if (!is_last_to_arrive(partials.arrivals(pieces.first_owner), pieces.num_owners, shared.is_last)) return;
-  for_each_quad<Config>(0, cursor.item.num_rows, [&](int row, int column) {
-    const RowQuad<Config> total = join_pieces<Config>(partials, pieces, row, column);
-    finish_row<Config>(problem, variant, cursor.item, cut, cursor.head, row, column, total);
+__device__ __forceinline__ void merge_rows(const Problem& problem, const V& variant, const DecodeCut& cut,
+                                           const Partials& partials, const DecodeRows& rows) {
+  for_each_quad<Config>(0, rows.item.num_rows, [&](int row, int column) {
+    const RowQuad<Config> total = join_pieces<Config>(partials, rows.pieces, row, column);
+    finish_row<Config>(problem, variant, rows.item, cut, rows.head, row, column, total);
   });
+}
+
+/// One thread, behind a barrier that follows the stores of all others: counts this CTA in. Is it the last?
+__device__ __forceinline__ bool arrive(const Partials& partials, const DecodePieces& pieces) {
+  const auto last = static_cast<unsigned>(pieces.num_owners - 1);
+  return ptx::increment_wrapping(partials.arrivals(pieces.first_owner), last) == last;
 }
 
 }  // namespace detail

@@ -74,8 +74,8 @@ struct DecodeSm80Config {
     Stage ring[warps][stages];
     OnlineSoftmax softmax[warps][rows];  // where warps meet
     detail::DecodeWork<max_runs> work;
-    detail::DecodePieces pieces[2];  // of the row at hand and of the one before, by turns
-    bool is_last;                    // to arrive
+    detail::DecodeRows at_work[3];  // rows of the piece at hand, of the one before, of the one that begins, by turns
+    bool is_last[2];                // to arrive, of the rows that wait for word at the end of a piece, by turns
   };
 
   // What a lane holds of its warp's 16 keys and of all rows; columns 2 (lane % 4) and the next of each octet are its rows.
@@ -258,6 +258,7 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   DecodeCursor cursor = enter_slice<Config>(0, work, problem, variant, cut);
   if (cursor.left == 0) return ptx::wait_for_previous_kernel();  // or this grid might end before the one in front
   DecodeLoader<Config> loader{cursor};
+  loader.start_run(problem, cut);
   loader.look_up(problem, cut);
   ptx::wait_for_previous_kernel();
   for (int stage = 0; stage < Config::stages; ++stage) {
@@ -270,13 +271,16 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   typename Config::Queries queries;
   DecodeState<Config> state;
   bool piece_begins = true;
+  bool is_waiting = false,
+       is_last = false;  // rows of the piece before: for word who has come last; the word, in one thread
   int stage = 0, num_pieces = 0;
+  const auto rows_of = [&](int piece) -> DecodeRows& { return shared.at_work[piece % 3]; };
   do {
     loader.look_up(problem, cut);
     ptx::cp_async_wait<Config::later_groups + 1>();
     __syncwarp();  // the keys, and queries where a piece begins, have landed for all lanes
     if (piece_begins) {
-      if (threadIdx.x == 0) shared.pieces[num_pieces % 2] = pieces_at(cursor, work, cut);
+      if (threadIdx.x == 0) rows_of(num_pieces) = rows_at(cursor, work, cut);
       rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
       load_queries<Config>(queries, ring[stage]);
       state = {};
@@ -286,23 +290,35 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
       attend_chunk<Config>(state, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
     piece_begins = piece_ends<Config>(cursor, cut);
     if (piece_begins) {
-      if (threadIdx.x == 0 && cursor.left == cursor.run_units) {  // all warps have left the slice two turns ago
-        work.queue[(cursor.turn + 2) % 3] = next_slice;
-        next_slice = take_slice(work, cut, partials);
+      if (threadIdx.x == 0) {
+        shared.is_last[num_pieces % 2] = is_last;
+        if (cursor.left == cursor.run_units) {  // all warps have left the slice two turns ago
+          work.queue[(cursor.turn + 2) % 3] = next_slice;
+          next_slice = take_slice(work, cut, partials);
+        }
       }
-      end_piece<Config>(shared, stage, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2], state);
+      end_piece<Config>(shared, stage, problem, variant, cut, partials, rows_of(num_pieces), state);
     }
     __syncwarp();  // no lane still reads the stage
     loader.fetch(ring[stage], problem, variant, cut, pools, work);
     stage = stage + 1 == Config::stages ? 0 : stage + 1;
     if (piece_begins) {
-      if (row_ends<Config>(cursor))
-        end_row<Config>(shared, problem, variant, cut, partials, cursor, shared.pieces[num_pieces % 2]);
+      if (is_waiting && shared.is_last[num_pieces % 2])
+        merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));
+      is_waiting = row_ends<Config>(cursor) && rows_of(num_pieces).pieces.num_owners > 1;
+      if (is_waiting && threadIdx.x == 0) is_last = arrive(partials, rows_of(num_pieces).pieces);
       ++num_pieces;
     }
     advance<Config>(cursor, work, problem, variant, cut);
   } while (cursor.left > 0);
-  if (threadIdx.x == 0) give_back_tickets(work, cut, partials);
+
+  if (threadIdx.x == 0) {
+    shared.is_last[num_pieces % 2] = is_last;
+    give_back_tickets(work, cut, partials);
+  }
+  __syncthreads();
+  if (is_waiting && shared.is_last[num_pieces % 2])
+    merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));
 }
 
 }  // namespace cuda

@@ -132,9 +132,9 @@ __device__ __forceinline__ void start_run(DecodeCursor& cursor, const DecodeCut&
   cursor.run_units = cut.unit_pieces ? 1 : min(cursor.left, together);
   cursor.key = first << cut.unit_shift;
   cursor.run_end = min((first + cursor.run_units) << cut.unit_shift, cursor.item.kv_len);
-  const KeyRange& seen = in_first ? cursor.item.seen.first : cursor.item.seen.second;
-  cursor.full_begin = seen.begin;
-  cursor.full_end = seen.end;
+  const KeyRanges& seen = cursor.item.seen;  // chosen by value: an address would keep the cursor out of registers
+  cursor.full_begin = in_first ? seen.first.begin : seen.second.begin;
+  cursor.full_end = in_first ? seen.first.end : seen.second.end;
 }
 
 /// The cursor on a linear unit; `left` is what is left of that row. All warps find the same.
@@ -259,21 +259,39 @@ namespace detail {
 template <class Config>
 struct DecodeLoader {
   DecodeCursor cursor;
-  int block = -1;  // of the chunk, or of the lane's key where a chunk may lie in several blocks
+  int tile = 0;           // of the run, from 0
+  int entries = -1;       // lane l holds the table entry of the warp's chunk in tile l of 32
+  int next_entries = -1;  // of the 32 tiles behind them: under way long before they are needed
+  int block = -1;         // of the lane's key, where a chunk may lie in several blocks
   bool piece_begins = true;
 
-  /// Asks for the table entries of the next step, long before fetch() needs them. What nobody sees is not read.
+  /// The table entries of the run's next tiles. What nobody sees is not read.
+  template <class Problem>
+  __device__ __forceinline__ int load_entries(const Problem& problem, const DecodeCut& cut, int first_tile) const {
+    if (cursor.left == 0 || !cut.chunks_in_blocks) return -1;
+    KeyRange chunk = chunk_of<Config>(cursor);
+    const int ahead = (first_tile - tile + lane_id()) * Config::key_tile;
+    chunk = {chunk.begin + ahead, chunk.end + ahead};
+    if (chunk.begin >= cursor.run_end || !is_seen(cursor, chunk)) return -1;
+    return problem.tables.block_ids(cursor.item.sequence, cut.block_size.quotient(chunk.begin));
+  }
+
+  template <class Problem>
+  __device__ __forceinline__ void start_run(const Problem& problem, const DecodeCut& cut) {
+    tile = 0;
+    entries = load_entries(problem, cut, 0);
+    next_entries = -1;
+    if (cursor.run_end - cursor.key > 32 * Config::key_tile) next_entries = load_entries(problem, cut, 32);
+  }
+
+  /// Where chunks may lie in several blocks, each lane asks for its own key's, long before fetch() needs it.
   template <class Problem>
   __device__ __forceinline__ void look_up(const Problem& problem, const DecodeCut& cut) {
-    block = -1;
-    if (cursor.left == 0) return;
-    KeyRange keys = chunk_of<Config>(cursor);
-    if (!cut.chunks_in_blocks) {
-      keys.begin += lane_id() % Config::chunk;
-      keys.end = keys.begin + 1;
-    }
-    if (is_seen(cursor, keys))
-      block = problem.tables.block_ids(cursor.item.sequence, cut.block_size.quotient(keys.begin));
+    if (cut.chunks_in_blocks || cursor.left == 0) return;
+    const int key = chunk_of<Config>(cursor).begin + lane_id() % Config::chunk;
+    block = cursor.item.sees({key, key + 1})
+                ? problem.tables.block_ids(cursor.item.sequence, cut.block_size.quotient(key))
+                : -1;
   }
 
   /// Starts the copies of the step, K (with Q, where a piece begins) and V in a group each, and goes on to the next. A step
@@ -289,6 +307,7 @@ struct DecodeLoader {
       return;
     }
     if (piece_begins) fetch_queries(stage, problem, cut);
+    if (cut.chunks_in_blocks) block = __shfl_sync(~0u, entries, tile % 32);
     // A block that is gone leaves its keys dead.
     const bool exists = static_cast<unsigned>(block) < static_cast<unsigned>(pools.num_blocks);
     if (cut.chunks_in_blocks && exists && is_full(cursor, chunk)) {
@@ -306,7 +325,16 @@ struct DecodeLoader {
     }
     ptx::cp_async_commit();
     piece_begins = piece_ends<Config>(cursor, cut);
-    advance<Config>(cursor, work, problem, variant, cut);
+    if (run_ends<Config>(cursor)) {
+      cursor = next_run<Config>(cursor, work, problem, variant, cut);
+      start_run(problem, cut);
+    } else {
+      cursor.key += Config::key_tile;
+      if (++tile % 32 == 0) {
+        entries = next_entries;
+        next_entries = load_entries(problem, cut, tile + 32);
+      }
+    }
   }
 
  private:
