@@ -83,8 +83,8 @@ std::string explain(const Problem& problem, const Workspace& workspace) {
     const DecodeCut cut = detail::cut_for(policy, problem, workspace, {});
     return "decode_sm80 on sm_" + number(arch) + " {rows " + number(policy.rows) + ", warps " + number(policy.warps) +
            ", stages " + number(policy.stages) + "}: " + number(cut.num_items) + " tiles of rows x " +
-           number(cut.kv_heads) + " KV heads in at most " + number(cut.max_slices) + " slices for " +
-           number(cut.num_ctas) + " CTAs; not prefill_sm80: " + suits.reason;
+           number(cut.kv_heads) + " KV heads in at most " + number(cut.max_slices) +
+           " slices, one a CTA; not prefill_sm80: " + suits.reason;
   }
   const DecodeSimtPolicy policy = choose_decode_simt(arch, problem.head_dim(), sizeof(typename Problem::Element));
   const DecodeSchedule schedule = detail::schedule_for(policy, problem, workspace);

@@ -76,19 +76,14 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
   cut.unit_pieces = options.batch_invariant;
   const auto unit_keys = static_cast<unsigned>(16 * policy.warps * (options.batch_invariant ? policy.piece_tiles : 1));
   cut.unit_shift = std::countr_zero(unit_keys);
-  cut.min_slice_units = policy.min_slice_tiles;
-  cut.min_dealt_units = max(policy.min_slice_tiles, policy.stages);
-  cut.large_share = policy.large_share;
+  cut.min_slice_units = options.batch_invariant ? 1 : policy.min_slice_tiles;
   if (problem.head_dim_v() <= workspace.options().head_dim_v)
     cut.max_pieces = workspace.options().max_partials / policy.rows;
   const std::int64_t units_per_row = max(1, ceil_div(problem.tables.max_kv_len, static_cast<int>(unit_keys)));
   const std::int64_t num_units = std::int64_t{cut.num_items} * cut.kv_heads * units_per_row;
-  const std::int64_t num_ctas = std::int64_t{workspace.device().num_sms} * policy.ctas_per_sm;
-  cut.num_ctas = static_cast<int>(min(num_units, num_ctas));
-  if (options.batch_invariant) cut.num_ctas = static_cast<int>(min<std::int64_t>(cut.num_ctas, cut.max_pieces / 2));
-  cut.max_slices = cut.num_ctas;
-  const std::int64_t more_slices = min<std::int64_t>(cut.max_pieces / 2, num_ctas * policy.slices_per_cta);
-  if (cut.num_ctas == num_ctas && more_slices >= 2 * num_ctas) cut.max_slices = static_cast<int>(more_slices);
+  std::int64_t max_slices = min<std::int64_t>(num_units, std::int64_t{workspace.device().num_sms} * policy.ctas_per_sm);
+  if (options.batch_invariant) max_slices = min(max_slices, cut.max_pieces / 2);
+  cut.max_slices = static_cast<int>(max_slices);
   return cut;
 }
 
@@ -112,12 +107,12 @@ void launch_decode_sm80(const Problem& problem, const V& variant, Workspace& wor
   using Config = DecodeSm80Config<typename Problem::Element, HeadDim, HeadDimV, policy>;
   static_assert(policy.rows == Rows);
   const DecodeCut cut = cut_for(policy, problem, workspace, options);
-  if (cut.num_ctas == 0) return;
+  if (cut.max_slices == 0) return;
   constexpr std::size_t shared_bytes = sizeof(typename Config::SharedMemory);
   const auto kernel = paged_decode_sm80_kernel<Config, Problem, V>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
         "decode: shared memory");
-  launch(kernel, {dim3(static_cast<unsigned>(cut.num_ctas)), Config::threads, shared_bytes}, options.launch, stream,
+  launch(kernel, {dim3(static_cast<unsigned>(cut.max_slices)), Config::threads, shared_bytes}, options.launch, stream,
          "decode_sm80: launch", problem, variant, cut, pools_of(problem.kv), workspace.partials());
 }
 
@@ -135,7 +130,7 @@ Support decode_sm80_support(const Problem& problem, const Workspace& workspace, 
   if (!support) return support;
   if (detail::packed_rows(problem) / policy.rows >= (1 << 30) / max(1, problem.tables.num_seqs()))
     return {"more than 2^30 tiles of rows"};
-  if (!rows_aligned(problem.q, 16)) return {"rows of q must start at multiples of 16 bytes"};
+  if (!rows_aligned(problem.q, 4)) return {"rows of q must start at multiples of 4 bytes"};
   if (!is_chunked(problem.kv.k)) return {"rows of K must start at multiples of 16 bytes, strides stay below 32 GiB"};
   if (!is_chunked(problem.kv.v)) return {"rows of V must start at multiples of 16 bytes, strides stay below 32 GiB"};
   if (!rows_aligned(problem.out, 8)) return {"rows of out must start at multiples of 8 bytes"};

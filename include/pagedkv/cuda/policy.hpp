@@ -29,9 +29,7 @@ struct DecodePolicy {
   int warps;            // of a CTA
   int stages;           // of a warp, 16 keys and values each
   int ctas_per_sm;      // of the grid, and what registers are spent on
-  int min_slice_tiles;  // units of a slice at least
-  int slices_per_cta;   // upper bound; 1: no CTA gets more than its own
-  int large_share;      // percent of the work that is dealt out in advance
+  int min_slice_tiles;  // of 16 keys a warp: a CTA is not woken for less
   int piece_tiles;      // batch-invariant: a partial ends at multiples of so many tiles
 
   friend constexpr bool operator==(const DecodePolicy&, const DecodePolicy&) = default;
@@ -78,7 +76,7 @@ constexpr MovePolicy choose_swap() { return {.threads = 512, .pieces_per_thread 
 
 /// Bytes of shared memory that a CTA's ring of stages takes.
 constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int head_dim_v) {
-  return policy.warps * policy.stages * 2 * (16 * (head_dim + head_dim_v) + policy.rows * head_dim);
+  return policy.warps * policy.stages * 16 * 2 * (head_dim + head_dim_v);
 }
 
 /// `num_rows`: packed rows of the longest sequence. As many stages as 96 KiB hold: two CTAs an SM on an H200, one on the
@@ -89,8 +87,6 @@ constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v,
                       .stages = 1,
                       .ctas_per_sm = 2,
                       .min_slice_tiles = 1,
-                      .slices_per_cta = 5,
-                      .large_share = 70,
                       .piece_tiles = 4};
   policy.stages = min(6, 96 * 1024 / decode_ring_bytes(policy, head_dim, head_dim_v));
   return policy;

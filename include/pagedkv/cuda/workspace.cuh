@@ -59,8 +59,7 @@ class Workspace {
         step_(step_bytes(options), options.num_buffers),
         outputs_(size(options.max_partials) * size(round_up(options.head_dim_v, 4))),
         softmax_(size(options.max_partials)),
-        arrivals_(size(options.max_partials)),
-        tickets_(2) {}
+        arrivals_(size(options.max_partials)) {}
 
   const WorkspaceOptions& options() const { return options_; }
   const DeviceInfo& device() const { return device_; }
@@ -129,8 +128,7 @@ class Workspace {
     const std::int64_t capacity = options_.max_partials, columns = round_up(options_.head_dim_v, 4);
     return {.outputs = dense_view<Space::device>(outputs_.data(), {capacity, columns}),
             .softmax = dense_view<Space::device>(softmax_.data(), {capacity}),
-            .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity}),
-            .tickets = dense_view<Space::device>(tickets_.data(), {2})};
+            .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity})};
   }
 
  private:
@@ -178,7 +176,7 @@ class Workspace {
   StagedArray step_;    // slots [max_tokens], copies [max_copies]
   DeviceArray<float> outputs_;  // [max_partials, head_dim_v in steps of 16 bytes]
   DeviceArray<OnlineSoftmax> softmax_;
-  DeviceArray<unsigned> arrivals_, tickets_;
+  DeviceArray<unsigned> arrivals_;
 };
 
 }  // namespace cuda

@@ -150,7 +150,7 @@ template <int MaxRuns>
 __device__ __forceinline__ DecodeRows rows_at(const DecodeCursor& cursor, const DecodeWork<MaxRuns>& work,
                                               const DecodeCut& cut) {
   const Slices& slices = work.slices;
-  const int own = work.queue[cursor.turn % 3], num_units = cursor.item.units.size();
+  const int own = static_cast<int>(blockIdx.x), num_units = cursor.item.units.size();
   DecodePieces pieces{.num = 1,
                       .mine = 0,
                       .first_owner = own,

@@ -3,7 +3,7 @@
 //   items     | sequence 0        | sequence 1 | sequence 2 ...                one tile of rows each
 //   heads     | KV head 0 | 1 | 2 | 0 | 1 | 2  | ...
 //   units     |.|.|.|.|.|.|.|.|.|.|.|.|.|.|.|.|...                              aligned runs of visible keys
-//   slices    |--- CTA 0 ---|--- CTA 1 ---|--- CTA 2 ---| ...     |- any -|- any -|- any -| ...
+//   slices    |--- CTA 0 ---|--- CTA 1 ---|--- CTA 2 ---| ...
 //
 // Stream-K's even division of a linear range (arXiv:2301.03598), for attention LeanAttention (arXiv:2405.10480). Pure
 // functions of lengths: every CTA computes its own slice, so no host and no other kernel has to know the lengths.
@@ -29,12 +29,9 @@ struct DecodeCut {
   bool chunks_in_blocks = true;  // is block_size a multiple of the 16 keys of a warp's step?
   int tile_rows = 8;             // packed rows of a tile
   int kv_heads = 1;
-  int unit_shift = 6;  // a slice begins and ends at multiples of 2^unit_shift keys of its row
-  int num_ctas = 1;
-  int min_slice_units = 1;  // shorter slices cost more to merge than they save
-  int min_dealt_units = 1;  // likewise, of CTAs that take several: a ring of stages reaches one slice ahead, no further
-  int max_slices = 1;       // a multiple of num_ctas where CTAs shall take further slices as they finish, else num_ctas
-  int large_share = 75;     // percent of the units that are dealt out in advance, where the rest is not
+  int unit_shift = 6;           // a slice begins and ends at multiples of 2^unit_shift keys of its row
+  int min_slice_units = 1;      // shorter slices cost more to merge than they save
+  int max_slices = 1;           // CTAs of the grid
   std::int64_t max_pieces = 0;  // tiles of partials that there is room for
   bool unit_pieces = false;     // a partial is one unit, whoever computes it: bits do not depend on where slices end
 
@@ -105,52 +102,33 @@ PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant
   return item;
 }
 
-/// `num_units` units: first num_large slices of `large` units, then slices of `small`, the first num_longer of these one
-/// unit longer.
+/// `num_units` units in slices that differ by one unit at most, the longer ones first.
 struct Slices {
   std::int64_t num_units = 0;
-  std::int64_t large = 0, small = 0;
-  int num_slices = 0, num_large = 0, num_longer = 0;
+  std::int64_t size = 0;  // of a shorter slice
+  int num_slices = 0;
+  int num_longer = 0;  // slices of size + 1
 
-  PAGEDKV_HD constexpr std::int64_t begin(int slice) const {
-    if (slice <= num_large) return large * slice;
-    const int behind = slice - num_large;
-    return large * num_large + small * behind + min(behind, num_longer);
-  }
+  PAGEDKV_HD constexpr std::int64_t begin(int slice) const { return size * slice + min(slice, num_longer); }
   /// The slice that holds a unit.
   PAGEDKV_HD constexpr int owner(std::int64_t unit) const {
-    if (unit < large * num_large) return static_cast<int>(unit / large);
-    const std::int64_t behind = unit - large * num_large, longer = (small + 1) * num_longer;
-    if (behind < longer) return num_large + static_cast<int>(behind / (small + 1));
-    return num_large + num_longer + static_cast<int>((behind - longer) / small);
+    const std::int64_t longer = (size + 1) * num_longer;
+    if (unit < longer) return static_cast<int>(unit / (size + 1));
+    return num_longer + static_cast<int>((unit - longer) / size);
   }
 };
 
-/// One slice for each CTA; or, where there is enough to do, a large one for each and small ones for whoever is done first:
-/// SMs differ by a fifth in the rate at which they read memory. Boundaries depend on the lengths alone.
-PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, int max_slices, std::int64_t num_units) {
+PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, std::int64_t num_units) {
   Slices slices{.num_units = num_units};
   const std::int64_t wanted = (num_units + cut.min_slice_units - 1) / cut.min_slice_units;
-  int num_small = static_cast<int>(min<std::int64_t>(wanted, cut.num_ctas));
-  if (max_slices > cut.num_ctas) {
-    const std::int64_t large = num_units * cut.large_share / 100 / cut.num_ctas;
-    const std::int64_t rest = num_units - large * cut.num_ctas;
-    const std::int64_t most = min<std::int64_t>(rest / cut.min_dealt_units, max_slices - cut.num_ctas);
-    if (large >= cut.min_dealt_units && most >= cut.num_ctas) {
-      slices.large = large;
-      slices.num_large = cut.num_ctas;
-      num_small = static_cast<int>(most);
-    }
-  }
-  slices.num_slices = slices.num_large + num_small;
-  if (num_small == 0) return slices;
-  const std::int64_t rest = num_units - slices.large * slices.num_large;
-  slices.small = rest / num_small;
-  slices.num_longer = static_cast<int>(rest - slices.small * num_small);
+  slices.num_slices = static_cast<int>(min<std::int64_t>(wanted, cut.max_slices));
+  if (slices.num_slices == 0) return slices;
+  slices.size = num_units / slices.num_slices;
+  slices.num_longer = static_cast<int>(num_units - slices.size * slices.num_slices);
   return slices;
 }
 
-/// May slices end inside a row's keys? Only where pieces that would wait to be merged all find room.
+/// May slices end inside a row's keys, or do they hold whole rows, each counted as one unit? Only where pieces that would wait to be merged all find room.
 PAGEDKV_HD constexpr bool may_cut_rows(const DecodeCut& cut, const Slices& slices) {
   const std::int64_t num_pieces = 2 * std::int64_t{slices.num_slices} + (cut.unit_pieces ? slices.num_units : 0);
   return num_pieces <= cut.max_pieces;

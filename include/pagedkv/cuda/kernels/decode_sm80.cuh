@@ -64,7 +64,6 @@ struct DecodeSm80Config {
   struct Stage {
     alignas(128) T keys[chunk * HeadDim];     // KeyTile [chunk, head_dim]
     alignas(128) T values[chunk * HeadDimV];  // ValueTile [chunk, head_dim_v]
-    alignas(128) T queries[rows * HeadDim];   // KeyTile [rows, head_dim], where a piece begins
   };
   // Where warps meet, the stage that each has just read holds its unnormalised output, as many rows as fit.
   static constexpr int rows_per_pass = min(rows, static_cast<int>(sizeof(Stage) / (4 * HeadDimV)) / 8 * 8);
@@ -111,22 +110,23 @@ __device__ __forceinline__ LaneRows<Config> lane_rows(const DecodeItem& item, in
   return rows;
 }
 
-/// Q^T of the item's rows from the stage that brought them.
-template <class Config>
-__device__ __forceinline__ void load_queries(typename Config::Queries& queries, const typename Config::Stage& stage) {
-  using Tile = typename Config::KeyTile;
-  // Four matrices at once: both halves of two steps of 16 columns. An odd last step is loaded twice.
-  const int row = lane_id() % 8, half = lane_id() / 8 % 2, second = lane_id() / 16;
-  constexpr int steps = Config::head_dim / 16;
+/// Q^T of the item's rows, straight into registers; rows that do not exist are zeros.
+template <class Config, class Problem>
+__device__ __forceinline__ void load_queries(typename Config::Queries& queries, const Problem& problem,
+                                             const DecodeItem& item, int kv_head, const Divisor& group_size) {
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
+    const Coordinate place = fragment_b(lane_id(), 0);  // row of Q^T: a column of Q
+    const int row = octet * 8 + place.column, packed = item.row_begin + row;
+    const bool live = row < item.num_rows;
+    const auto* const q = problem.q.at(
+        item.first_token + (live ? group_size.quotient(packed) : 0),
+        kv_head * static_cast<int>(group_size.divisor) + (live ? group_size.remainder(packed) : 0), place.row);
 #pragma unroll
-    for (int d = 0; d < steps; d += 2) {
-      const int column = 16 * (d + (d + 1 < steps ? second : 0)) + 8 * half;
-      std::uint32_t q[4];
-      ptx::ldmatrix_x4(q, &stage.queries[Tile::offset(octet * 8 + row, column)]);
-      queries[octet][d][0] = q[0], queries[octet][d][1] = q[1];
-      if (d + 1 < steps) queries[octet][d + 1][0] = q[2], queries[octet][d + 1][1] = q[3];
+    for (int d = 0; d < Config::head_dim / 16; ++d) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        queries[octet][d][half] = live ? *reinterpret_cast<const std::uint32_t*>(q + 16 * d + 8 * half) : 0u;
     }
   }
 }
@@ -232,6 +232,8 @@ __device__ __forceinline__ void attend_chunk(DecodeState<Config>& state, const t
                                              int first_key) {
   typename Config::Scores scores;
   typename Config::Weights weights;
+  ptx::cp_async_wait<Config::later_groups + 1>();
+  __syncwarp();  // the keys have landed for all lanes
   score<Config>(scores, queries, stage);
   apply_rule<Config>(scores, variant, problem.scale, rows, item, first_key);
   soften<Config>(weights, scores, state);
@@ -242,7 +244,7 @@ __device__ __forceinline__ void attend_chunk(DecodeState<Config>& state, const t
 
 }  // namespace detail
 
-/// Grid: cut.max_slices CTAs at most; those without a slice end at once.
+/// Grid: cut.max_slices CTAs; those without a slice end at once.
 template <class Config, class Problem, AttentionVariant V>
 __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
     paged_decode_sm80_kernel(const __grid_constant__ Problem problem, const __grid_constant__ V variant,
@@ -255,67 +257,56 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   find_work<Config>(shared, problem, variant, cut);
   auto& work = shared.work;
   auto& ring = shared.ring[warp_id()];
-  DecodeCursor cursor = enter_slice<Config>(0, work, problem, variant, cut);
+  DecodeCursor cursor = enter_slice<Config>(work, problem, variant, cut);
   if (cursor.left == 0) return ptx::wait_for_previous_kernel();  // or this grid might end before the one in front
+  const bool cuts_rows = work.cuts_rows;
   DecodeLoader<Config> loader{cursor};
   loader.start_run(problem, cut);
   loader.look_up(problem, cut);
   ptx::wait_for_previous_kernel();
   for (int stage = 0; stage < Config::stages; ++stage) {
     if (stage > 0) loader.look_up(problem, cut);
-    loader.fetch(ring[stage], problem, variant, cut, pools, work);
+    loader.fetch(ring[stage], problem, variant, cut, pools, cuts_rows);
   }
-  int next_slice = threadIdx.x == 0 ? take_slice(work, cut, partials) : 0;
 
   LaneRows<Config> rows;
   typename Config::Queries queries;
   DecodeState<Config> state;
   bool piece_begins = true;
   bool is_waiting = false,
-       is_last = false;  // rows of the piece before: for word who has come last; the word, in one thread
+       is_last = false;  // rows of the piece before: for word who came last; the word, in one thread
   int stage = 0, num_pieces = 0;
   const auto rows_of = [&](int piece) -> DecodeRows& { return shared.at_work[piece % 3]; };
   do {
     loader.look_up(problem, cut);
-    ptx::cp_async_wait<Config::later_groups + 1>();
-    __syncwarp();  // the keys, and queries where a piece begins, have landed for all lanes
     if (piece_begins) {
       if (threadIdx.x == 0) rows_of(num_pieces) = rows_at(cursor, work, cut);
       rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
-      load_queries<Config>(queries, ring[stage]);
+      load_queries<Config>(queries, problem, cursor.item, cursor.head, cut.group_size);
       state = {};
     }
     const KeyRange chunk = chunk_of<Config>(cursor);
     if (is_seen(cursor, chunk))
       attend_chunk<Config>(state, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
-    piece_begins = piece_ends<Config>(cursor, cut);
+    piece_begins = piece_ends<Config>(cursor, cuts_rows, cut);
     if (piece_begins) {
-      if (threadIdx.x == 0) {
-        shared.is_last[num_pieces % 2] = is_last;
-        if (cursor.left == cursor.run_units) {  // all warps have left the slice two turns ago
-          work.queue[(cursor.turn + 2) % 3] = next_slice;
-          next_slice = take_slice(work, cut, partials);
-        }
-      }
+      if (threadIdx.x == 0) shared.is_last[num_pieces % 2] = is_last;
       end_piece<Config>(shared, stage, problem, variant, cut, partials, rows_of(num_pieces), state);
     }
     __syncwarp();  // no lane still reads the stage
-    loader.fetch(ring[stage], problem, variant, cut, pools, work);
+    loader.fetch(ring[stage], problem, variant, cut, pools, cuts_rows);
     stage = stage + 1 == Config::stages ? 0 : stage + 1;
     if (piece_begins) {
       if (is_waiting && shared.is_last[num_pieces % 2])
         merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));
-      is_waiting = row_ends<Config>(cursor) && rows_of(num_pieces).pieces.num_owners > 1;
+      is_waiting = row_ends<Config>(cursor, cuts_rows) && rows_of(num_pieces).pieces.num_owners > 1;
       if (is_waiting && threadIdx.x == 0) is_last = arrive(partials, rows_of(num_pieces).pieces);
       ++num_pieces;
     }
-    advance<Config>(cursor, work, problem, variant, cut);
+    advance<Config>(cursor, cuts_rows, problem, variant, cut);
   } while (cursor.left > 0);
 
-  if (threadIdx.x == 0) {
-    shared.is_last[num_pieces % 2] = is_last;
-    give_back_tickets(work, cut, partials);
-  }
+  if (threadIdx.x == 0) shared.is_last[num_pieces % 2] = is_last;
   __syncthreads();
   if (is_waiting && shared.is_last[num_pieces % 2])
     merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));

@@ -9,9 +9,7 @@
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/cuda/kernels/decode_slices.hpp"
 #include "pagedkv/cuda/kernels/paged_rows.cuh"
-#include "pagedkv/cuda/kernels/partials.cuh"
 #include "pagedkv/cuda/ptx/cp_async.cuh"
-#include "pagedkv/cuda/ptx/global.cuh"
 
 namespace pagedkv {
 inline namespace v0 {
@@ -21,10 +19,9 @@ namespace detail {
 /// What all warps of a CTA know of the batch, in shared memory.
 template <int MaxRuns>
 struct DecodeWork {
-  std::int64_t run_units[MaxRuns];  // units of one head, summed over runs of items
+  std::int64_t run_units[MaxRuns];  // of one head, summed over runs of items
   Slices slices;
-  bool cuts_rows;  // may a row's keys lie in several slices?
-  int queue[3];    // slices of this CTA, by turns: one at work, one that is fetched ahead, one that is being asked for
+  bool cuts_rows;  // may a row's keys lie in several slices? If not, a whole row counts as one unit
 };
 
 template <class Problem>
@@ -35,9 +32,12 @@ __device__ __forceinline__ SequenceLengths load_lengths(const Problem& problem, 
   return {tables.query_begin(sequence), tables.query_begin(sequence + 1), tables.kv_len(sequence)};
 }
 
+/// What an item weighs when slices are cut.
 template <class Problem, AttentionVariant V>
-__device__ __forceinline__ int load_units(const Problem& problem, const V& variant, const DecodeCut& cut, int index) {
-  return make_item(cut, variant, index, load_lengths(problem, cut, index)).units.size();
+__device__ __forceinline__ int load_units(const Problem& problem, const V& variant, const DecodeCut& cut, int index,
+                                          bool cuts_rows) {
+  const int units = make_item(cut, variant, index, load_lengths(problem, cut, index)).units.size();
+  return cuts_rows ? units : min(units, 1);
 }
 
 /// Items are summed in runs of 32, longer ones where there would be too many of them.
@@ -46,60 +46,41 @@ __device__ __forceinline__ int items_per_run(const DecodeCut& cut) {
   return 32 * ceil_div(ceil_div(cut.num_items, 32), Config::max_runs);
 }
 
-/// Sums up the batch, from lengths alone, and queues the first two slices of this CTA.
+/// Sums up the batch, from lengths alone, and cuts it.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void find_work(typename Config::SharedMemory& shared, const Problem& problem,
                                           const V& variant, const DecodeCut& cut) {
   auto& work = shared.work;
   const int run_items = items_per_run<Config>(cut), num_runs = ceil_div(cut.num_items, run_items);
-  for (int run = warp_id(); run < num_runs; run += Config::warps) {
-    std::int64_t units = 0;
-    for (int item = run * run_items + lane_id(); item < min((run + 1) * run_items, cut.num_items); item += 32)
-      units += load_units(problem, variant, cut, item);
-    for (int step = 16; step > 0; step /= 2) units += __shfl_xor_sync(~0u, units, step);
-    if (lane_id() == 0) work.run_units[run] = units;
+  for (bool cuts_rows = true;; cuts_rows = false) {
+    for (int run = warp_id(); run < num_runs; run += Config::warps) {
+      std::int64_t units = 0;
+      for (int item = run * run_items + lane_id(); item < min((run + 1) * run_items, cut.num_items); item += 32)
+        units += load_units(problem, variant, cut, item, cuts_rows);
+      for (int step = 16; step > 0; step /= 2) units += __shfl_xor_sync(~0u, units, step);
+      if (lane_id() == 0) work.run_units[run] = units;
+    }
+    if (num_runs > 1) __syncthreads();
+    if (threadIdx.x == 0) {
+      std::int64_t num_units = 0;
+      for (int run = 0; run < num_runs; ++run) num_units += work.run_units[run];
+      work.slices = make_slices(cut, num_units * cut.kv_heads);
+      work.cuts_rows = cuts_rows && may_cut_rows(cut, work.slices);
+    }
+    __syncthreads();
+    if (!cuts_rows || work.cuts_rows) return;
+    __syncthreads();  // all have read what is written again
   }
-  if (num_runs > 1) __syncthreads();
-  if (threadIdx.x == 0) {
-    std::int64_t num_units = 0;
-    for (int run = 0; run < num_runs; ++run) num_units += work.run_units[run];
-    work.slices = make_slices(cut, cut.max_slices, num_units * cut.kv_heads);
-    work.cuts_rows = may_cut_rows(cut, work.slices);
-    if (!work.cuts_rows) work.slices = make_slices(cut, cut.num_ctas, num_units * cut.kv_heads);
-    work.queue[0] = static_cast<int>(blockIdx.x);
-    work.queue[1] = work.slices.num_large + static_cast<int>(blockIdx.x);
-    if (work.slices.num_large == 0) work.queue[1] = work.slices.num_slices;
-  }
-  __syncthreads();
 }
 
-/// One thread of a CTA: the next slice that nobody has; num_slices or more if all are dealt out.
-template <int MaxRuns>
-__device__ __forceinline__ int take_slice(const DecodeWork<MaxRuns>& work, const DecodeCut& cut,
-                                          const Partials& partials) {
-  if (work.slices.num_large == 0) return work.slices.num_slices;
-  const int dealt_in_advance = work.slices.num_large + cut.num_ctas;
-  return dealt_in_advance + static_cast<int>(ptx::increment_wrapping(partials.tickets(0), ~0u));
-}
-
-/// One thread of a CTA that takes no more: the last CTA of the grid leaves the counters at 0.
-template <int MaxRuns>
-__device__ __forceinline__ void give_back_tickets(const DecodeWork<MaxRuns>& work, const DecodeCut& cut,
-                                                  const Partials& partials) {
-  if (work.slices.num_large == 0) return;
-  const auto last = static_cast<unsigned>(cut.num_ctas - 1);
-  if (ptx::increment_wrapping(partials.tickets(1), last) == last) partials.tickets(0) = 0;
-}
-
-/// Walks over the slices of a CTA, one tile of keys (key_tile) at a time. Tiles that follow each other make a run; what happens
-/// between runs is rare and kept out of the way.
+/// Walks over the slice of a CTA, one tile of keys (key_tile) at a time. Tiles that follow each other make a run: between
+/// them there is nothing to do but to add.
 struct DecodeCursor {
   int key, run_end;          // where the tile begins; behind the last one of the run
   int full_begin, full_end;  // a chunk within these is seen as a whole; of others sees() tells
   int head;
   int unit, run_units;  // first of the run, of this item and head; as many
-  int left;             // units of the slice, those of this run included; 0: no slice is left
-  int turn;             // of the CTA's slices
+  int left;             // units of the slice, those of this run included; 0: it is at its end
   int index;            // of the item
   DecodeItem item;
   SequenceLengths next;  // of the item behind it: long under way before they are needed
@@ -113,23 +94,23 @@ __device__ __forceinline__ bool run_ends(const DecodeCursor& cursor) {
 
 /// The last one of its row and head, as far as the slice goes?
 template <class Config>
-__device__ __forceinline__ bool row_ends(const DecodeCursor& cursor) {
+__device__ __forceinline__ bool row_ends(const DecodeCursor& cursor, bool cuts_rows) {
   return run_ends<Config>(cursor) &&
-         (cursor.left == cursor.run_units || cursor.unit + cursor.run_units == cursor.item.units.size());
+         (cursor.unit + cursor.run_units == cursor.item.units.size() || (cuts_rows && cursor.left == cursor.run_units));
 }
 
 /// And of what makes one partial?
 template <class Config>
-__device__ __forceinline__ bool piece_ends(const DecodeCursor& cursor, const DecodeCut& cut) {
-  return run_ends<Config>(cursor) && (cut.unit_pieces || row_ends<Config>(cursor));
+__device__ __forceinline__ bool piece_ends(const DecodeCursor& cursor, bool cuts_rows, const DecodeCut& cut) {
+  return run_ends<Config>(cursor) && (cut.unit_pieces || row_ends<Config>(cursor, cuts_rows));
 }
 
 /// Makes a run of the units that follow cursor.unit without a gap.
-__device__ __forceinline__ void start_run(DecodeCursor& cursor, const DecodeCut& cut) {
+__device__ __forceinline__ void start_run(DecodeCursor& cursor, bool cuts_rows, const DecodeCut& cut) {
   const UnitList& units = cursor.item.units;
   const bool in_first = cursor.unit < units.num_first;
   const int first = units[cursor.unit], together = (in_first ? units.num_first : units.size()) - cursor.unit;
-  cursor.run_units = cut.unit_pieces ? 1 : min(cursor.left, together);
+  cursor.run_units = cut.unit_pieces ? 1 : cuts_rows ? min(cursor.left, together) : together;
   cursor.key = first << cut.unit_shift;
   cursor.run_end = min((first + cursor.run_units) << cut.unit_shift, cursor.item.kv_len);
   const KeyRanges& seen = cursor.item.seen;  // chosen by value: an address would keep the cursor out of registers
@@ -137,77 +118,56 @@ __device__ __forceinline__ void start_run(DecodeCursor& cursor, const DecodeCut&
   cursor.full_end = in_first ? seen.first.end : seen.second.end;
 }
 
-/// The cursor on a linear unit; `left` is what is left of that row. All warps find the same.
+/// The cursor on the first tile of this CTA's slice. All warps find the same.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ DecodeCursor locate(std::int64_t target, const Problem& problem, const V& variant,
-                                               const DecodeCut& cut, const std::int64_t* run_units) {
-  const int run_items = items_per_run<Config>(cut);
+__device__ __forceinline__ DecodeCursor enter_slice(const DecodeWork<Config::max_runs>& work, const Problem& problem,
+                                                    const V& variant, const DecodeCut& cut) {
+  DecodeCursor cursor{};
+  const int slice = static_cast<int>(blockIdx.x), run_items = items_per_run<Config>(cut);
+  if (slice >= work.slices.num_slices) return cursor;
+  const std::int64_t begin = work.slices.begin(slice);
   std::int64_t before = 0;  // units of one head in front of `first`
   int first = 0;
-  for (int run = 0; first + run_items < cut.num_items && (before + run_units[run]) * cut.kv_heads <= target; ++run) {
-    before += run_units[run];
+  for (int run = 0; first + run_items < cut.num_items; ++run) {
+    if ((before + work.run_units[run]) * cut.kv_heads > begin) break;
+    before += work.run_units[run];
     first += run_items;
   }
   for (;; first += 32) {
-    const int mine = first + lane_id();
-    const int units = load_units(problem, variant, cut, mine);
+    const int units = load_units(problem, variant, cut, first + lane_id(), work.cuts_rows);
     int up_to = units;  // of this lane and those below
     for (int step = 1; step < 32; step *= 2) {
       const int below = __shfl_up_sync(~0u, up_to, step);
       if (lane_id() >= step) up_to += below;
     }
-    const unsigned reached = __ballot_sync(~0u, (before + up_to) * cut.kv_heads > target);
+    const unsigned reached = __ballot_sync(~0u, (before + up_to) * cut.kv_heads > begin);
     if (reached == 0) {
       before += __shfl_sync(~0u, up_to, 31);
       continue;
     }
-    const int lane = __ffs(static_cast<int>(reached)) - 1;
-    const int row_units = __shfl_sync(~0u, units, lane);
-    const std::int64_t rest = target - (before + __shfl_sync(~0u, up_to, lane) - row_units) * cut.kv_heads;
-    DecodeCursor cursor{};
+    const int lane = __ffs(static_cast<int>(reached)) - 1, row_units = __shfl_sync(~0u, units, lane);
+    const std::int64_t rest = begin - (before + __shfl_sync(~0u, up_to, lane) - row_units) * cut.kv_heads;
     cursor.index = first + lane;
     cursor.item = make_item(cut, variant, cursor.index, load_lengths(problem, cut, cursor.index));
     cursor.next = load_lengths(problem, cut, cursor.index + 1);
     cursor.head = static_cast<int>(rest / row_units);
     cursor.unit = static_cast<int>(rest - std::int64_t{cursor.head} * row_units);
-    cursor.left = row_units - cursor.unit;
+    cursor.left = static_cast<int>(work.slices.begin(slice + 1) - begin);
+    start_run(cursor, work.cuts_rows, cut);
     return cursor;
   }
 }
 
-/// The cursor on the first tile of the CTA's slice of this turn.
-template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ DecodeCursor enter_slice(int turn, const DecodeWork<Config::max_runs>& work,
-                                                    const Problem& problem, const V& variant, const DecodeCut& cut) {
-  const int slice = work.queue[turn % 3];
-  if (slice >= work.slices.num_slices) return {};
-  const auto at = [&](std::int64_t unit) { return locate<Config>(unit, problem, variant, cut, work.run_units); };
-  std::int64_t begin = work.slices.begin(slice), end = work.slices.begin(slice + 1);
-  if (!work.cuts_rows) {  // both ends move up to the end of a row
-    const auto row_end = [&](std::int64_t unit) {
-      if (unit == work.slices.num_units) return unit;
-      const DecodeCursor cursor = at(unit);
-      return cursor.unit == 0 ? unit : unit + cursor.left;
-    };
-    begin = row_end(begin);
-    end = row_end(end);
-    if (begin == end) return {};
-  }
-  DecodeCursor cursor = at(begin);
-  cursor.left = static_cast<int>(end - begin);
-  cursor.turn = turn;
-  start_run(cursor, cut);
-  return cursor;
-}
-
-/// The cursor on the next run: of this row, the next head or item, the next slice.
-template <class Config, class Problem, AttentionVariant V>
-__device__ __noinline__ DecodeCursor next_run(DecodeCursor cursor, const DecodeWork<Config::max_runs>& work,
-                                              const Problem& problem, const V& variant, const DecodeCut& cut) {
-  cursor.left -= cursor.run_units;
-  if (cursor.left == 0) return enter_slice<Config>(cursor.turn + 1, work, problem, variant, cut);
+/// To the next run: of this row, of the next head or item.
+template <class Problem, AttentionVariant V>
+__device__ __forceinline__ void next_run(DecodeCursor& cursor, bool cuts_rows, const Problem& problem, const V& variant,
+                                         const DecodeCut& cut) {
   cursor.unit += cursor.run_units;
-  if (cursor.unit == cursor.item.units.size()) {
+  const bool row_is_done = cursor.unit == cursor.item.units.size();
+  if (cuts_rows) cursor.left -= cursor.run_units;
+  if (!cuts_rows && row_is_done) --cursor.left;
+  if (cursor.left == 0) return;
+  if (row_is_done) {
     cursor.unit = 0;
     if (++cursor.head == cut.kv_heads) {
       cursor.head = 0;
@@ -217,15 +177,14 @@ __device__ __noinline__ DecodeCursor next_run(DecodeCursor cursor, const DecodeW
       } while (cursor.item.units.size() == 0);
     }
   }
-  start_run(cursor, cut);
-  return cursor;
+  start_run(cursor, cuts_rows, cut);
 }
 
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void advance(DecodeCursor& cursor, const DecodeWork<Config::max_runs>& work,
-                                        const Problem& problem, const V& variant, const DecodeCut& cut) {
+__device__ __forceinline__ void advance(DecodeCursor& cursor, bool cuts_rows, const Problem& problem, const V& variant,
+                                        const DecodeCut& cut) {
   if (run_ends<Config>(cursor))
-    cursor = next_run<Config>(cursor, work, problem, variant, cut);
+    next_run(cursor, cuts_rows, problem, variant, cut);
   else
     cursor.key += Config::key_tile;
 }
@@ -263,7 +222,6 @@ struct DecodeLoader {
   int entries = -1;       // lane l holds the table entry of the warp's chunk in tile l of 32
   int next_entries = -1;  // of the 32 tiles behind them: under way long before they are needed
   int block = -1;         // of the lane's key, where a chunk may lie in several blocks
-  bool piece_begins = true;
 
   /// The table entries of the run's next tiles. What nobody sees is not read.
   template <class Problem>
@@ -294,19 +252,17 @@ struct DecodeLoader {
                 : -1;
   }
 
-  /// Starts the copies of the step, K (with Q, where a piece begins) and V in a group each, and goes on to the next. A step
-  /// without keys has empty groups.
+  /// Starts the copies of the step, K and V in a group each, and goes on to the next. A step without keys has empty
+  /// groups.
   template <class Problem, AttentionVariant V>
   __device__ __forceinline__ void fetch(typename Config::Stage& stage, const Problem& problem, const V& variant,
-                                        const DecodeCut& cut, const DecodePools& pools,
-                                        const DecodeWork<Config::max_runs>& work) {
+                                        const DecodeCut& cut, const DecodePools& pools, bool cuts_rows) {
     const KeyRange chunk = chunk_of<Config>(cursor);
     if (cursor.left == 0) {
       ptx::cp_async_commit();
       ptx::cp_async_commit();
       return;
     }
-    if (piece_begins) fetch_queries(stage, problem, cut);
     if (cut.chunks_in_blocks) block = __shfl_sync(~0u, entries, tile % 32);
     // A block that is gone leaves its keys dead.
     const bool exists = static_cast<unsigned>(block) < static_cast<unsigned>(pools.num_blocks);
@@ -324,9 +280,8 @@ struct DecodeLoader {
       fetch_rows<typename Config::ValueTile, Config::chunk>(stage.values, pools.v, cursor.head, row);
     }
     ptx::cp_async_commit();
-    piece_begins = piece_ends<Config>(cursor, cut);
     if (run_ends<Config>(cursor)) {
-      cursor = next_run<Config>(cursor, work, problem, variant, cut);
+      next_run(cursor, cuts_rows, problem, variant, cut);
       start_run(problem, cut);
     } else {
       cursor.key += Config::key_tile;
@@ -334,24 +289,6 @@ struct DecodeLoader {
         entries = next_entries;
         next_entries = load_entries(problem, cut, tile + 32);
       }
-    }
-  }
-
- private:
-  /// The item's rows of Q for this head; rows that do not exist become zeros.
-  template <class Problem>
-  __device__ __forceinline__ void fetch_queries(typename Config::Stage& stage, const Problem& problem,
-                                                const DecodeCut& cut) {
-    using Tile = typename Config::KeyTile;
-    const int first_head = cursor.head * static_cast<int>(cut.group_size.divisor);
-#pragma unroll 1
-    for (int i = lane_id(); i < Config::rows * Tile::chunks_per_row; i += 32) {
-      const int row = i / Tile::chunks_per_row, column = i % Tile::chunks_per_row * Tile::chunk;
-      const bool live = row < cursor.item.num_rows;
-      const int packed = cursor.item.row_begin + (live ? row : 0);
-      const auto* const from = problem.q.at(cursor.item.first_token + cut.group_size.quotient(packed),
-                                            first_head + cut.group_size.remainder(packed), column);
-      ptx::cp_async_16(&stage.queries[Tile::offset(row, column)], from, live);
     }
   }
 };

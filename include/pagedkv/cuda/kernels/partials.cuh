@@ -18,7 +18,6 @@ struct Partials {
   View<float, 2, Space::device> outputs;          // [capacity, head_dim_v], unnormalised
   View<OnlineSoftmax, 1, Space::device> softmax;  // [capacity]
   View<unsigned, 1, Space::device> arrivals;      // [capacity], CTAs that have done their share of a group of rows
-  View<unsigned, 1, Space::device> tickets;       // [2], slices dealt out to CTAs that were done; CTAs that have ended
 
   PAGEDKV_HD std::int64_t capacity() const { return softmax.extents[0]; }
 };
