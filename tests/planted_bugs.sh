@@ -107,7 +107,7 @@ plant "a tile of a chain forgets the second piece of its first rule" attention/v
 plant "a chain names keys between its pieces" attention/chain_keys attention/variant.hpp 's/if (middle.empty()) return {head, tail};//'
 plant "a draft sees its siblings" attention/variants attention/variants.hpp 's/return (sees\[.*$/return p.key <= p.query;/'
 plant "a tile of queries skips what only its first one sees" attention/variants attention/variant.hpp 's/{earliest.second.begin, latest.second.end}/{latest.second.begin, latest.second.end}/'
-plant "slices are dealt that are shorter than a ring of stages" cuda/kernels/decode_slices cuda/kernels/decode_slices.hpp 's/rest \/ cut.min_dealt_units, max/rest \/ cut.min_slice_units, max/'
+plant "the owner of a slice's last unit is the next slice" cuda/kernels/decode_slices cuda/kernels/decode_slices.hpp 's/static_cast<int>(unit \/ size)/static_cast<int>((unit + 1) \/ size)/'
 plant "a sequence without keys has no item" attention/plan attention/plan.hpp 's/max(1, ceil_div(kv_len, split_keys))/ceil_div(kv_len, split_keys)/'
 plant "offsets are 32 bits wide" cpu/attend_extremes core/view.hpp 's/std::int64_t offset = 0/int offset = 0/'
 plant "blocks that are gone are read" cpu/attend_invariance cpu/tile.hpp 's/if (block >= 0 \&\& block < kv.num_blocks()) {/if (block >= 0) {/'

@@ -130,7 +130,7 @@ Support decode_sm80_support(const Problem& problem, const Workspace& workspace, 
   if (!support) return support;
   if (detail::packed_rows(problem) / policy.rows >= (1 << 30) / max(1, problem.tables.num_seqs()))
     return {"more than 2^30 tiles of rows"};
-  if (!rows_aligned(problem.q, 4)) return {"rows of q must start at multiples of 4 bytes"};
+  if (!rows_aligned(problem.q, 16)) return {"rows of q must start at multiples of 16 bytes"};
   if (!is_chunked(problem.kv.k)) return {"rows of K must start at multiples of 16 bytes, strides stay below 32 GiB"};
   if (!is_chunked(problem.kv.v)) return {"rows of V must start at multiples of 16 bytes, strides stay below 32 GiB"};
   if (!rows_aligned(problem.out, 8)) return {"rows of out must start at multiples of 8 bytes"};

@@ -86,9 +86,9 @@ constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v,
                       .warps = max(head_dim, head_dim_v) <= 128 ? 4 : 2,
                       .stages = 1,
                       .ctas_per_sm = 2,
-                      .min_slice_tiles = 1,
+                      .min_slice_tiles = 4,
                       .piece_tiles = 4};
-  policy.stages = min(6, 96 * 1024 / decode_ring_bytes(policy, head_dim, head_dim_v));
+  policy.stages = min(5, 88 * 1024 / decode_ring_bytes(policy, head_dim, head_dim_v));
   return policy;
 }
 
@@ -130,7 +130,8 @@ constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& sh
   const int piece_keys = 16 * policy.warps * policy.piece_tiles;
   if ((policy.warps & (policy.warps - 1)) != 0 || (piece_keys & (piece_keys - 1)) != 0)
     return {"warps and piece_tiles must be powers of two"};
-  const std::size_t softmax_bytes = 8 * static_cast<std::size_t>(policy.warps * policy.rows) + 128;
+  const std::size_t softmax_bytes = 8 * static_cast<std::size_t>(policy.warps * policy.rows) +
+                                    4 * static_cast<std::size_t>(policy.rows * shape.head_dim) + 2048;
   const auto ring_bytes = static_cast<std::size_t>(decode_ring_bytes(policy, shape.head_dim, shape.head_dim_v));
   if (ring_bytes + softmax_bytes > shared_bytes_per_cta) return {"the rings of stages do not fit in shared memory"};
   return {};

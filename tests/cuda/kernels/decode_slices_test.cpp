@@ -1,31 +1,26 @@
-// Slices of a batch's keys: they lie end to end, know their owners, and are long enough for the rings that run ahead.
+// Slices of a batch's keys: they lie end to end, know their owners, and are as even as round sizes can be.
 #include "pagedkv/cuda/kernels/decode_slices.hpp"
 
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <utility>
 
 using namespace pagedkv;
 using namespace pagedkv::cuda;
 
 namespace {
 
-// Calls f(cut, slices) for grids, shortest slices and shares of all kinds, over few and many units.
+// Calls f(cut, slices) for grids and shortest slices of all kinds, over few and many units.
 template <class F>
 void for_each_cut(F&& f) {
-  for (const int num_ctas : {1, 2, 10, 264}) {
-    for (const int slices_per_cta : {1, 2, 5}) {
-      for (const int min_dealt_units : {1, 3, 6}) {
-        for (const int large_share : {50, 70, 90}) {
-          DecodeCut cut;
-          cut.num_ctas = num_ctas;
-          cut.max_slices = num_ctas * slices_per_cta;
-          cut.min_dealt_units = min_dealt_units;
-          cut.large_share = large_share;
-          for (std::int64_t num_units = 1; num_units < 12'000; num_units += num_units < 100 ? 1 : 371)
-            f(cut, make_slices(cut, cut.max_slices, num_units));
-        }
-      }
+  for (const int max_slices : {1, 2, 10, 264}) {
+    for (const int min_slice_units : {1, 4}) {
+      DecodeCut cut;
+      cut.max_slices = max_slices;
+      cut.min_slice_units = min_slice_units;
+      for (std::int64_t num_units = 1; num_units < 120'000; num_units += num_units < 3000 ? 1 : 371)
+        f(cut, make_slices(cut, min_slice_units, num_units));
     }
   }
 }
@@ -43,22 +38,28 @@ TEST_CASE("slices lie end to end, none is empty, and each unit's owner is the sl
   });
 }
 
-TEST_CASE("where CTAs take several slices, none is shorter than what a ring of stages holds") {
-  int num_dealt = 0;
-  for_each_cut([&](const DecodeCut& cut, const Slices& slices) {
-    if (slices.num_large == 0) return;
-    ++num_dealt;
-    CHECK(slices.large >= cut.min_dealt_units);
-    CHECK(slices.small >= cut.min_dealt_units);
-    CHECK(slices.num_large == cut.num_ctas);
-    CHECK(slices.num_slices >= 2 * cut.num_ctas);  // two for each CTA before it has to ask
+TEST_CASE("there are no more slices than CTAs, and the longest is at most a sixteenth above the even share") {
+  for_each_cut([](const DecodeCut& cut, const Slices& slices) {
     CHECK(slices.num_slices <= cut.max_slices);
+    const std::int64_t even = ceil_div(slices.num_units, std::int64_t{cut.max_slices});
+    CHECK(slices.size >= even);
+    if (even >= cut.min_slice_units) CHECK(16 * slices.size <= 17 * even);
   });
-  CHECK(num_dealt > 100);
 }
 
-TEST_CASE("without further slices there is one for each CTA, or one for each unit where these are fewer") {
+TEST_CASE("slices of a batch of equal round rows end where rows end, or cut all of them alike") {
+  DecodeCut cut;
+  cut.max_slices = 264;
+  cut.min_slice_units = 4;
+  for (const auto& [num_rows, row_units] : {std::pair{64, 64}, {256, 16}, {1024, 16}, {256, 256}, {8, 256}, {64, 16}}) {
+    const Slices slices = make_slices(cut, cut.min_slice_units, std::int64_t{num_rows} * row_units);
+    CAPTURE(num_rows);
+    CHECK((row_units % slices.size == 0 || slices.size % row_units == 0));
+  }
+}
+
+TEST_CASE("slices are shorter than is worth their merging only while too few CTAs have anything to do") {
   for_each_cut([](const DecodeCut& cut, const Slices& slices) {
-    if (cut.max_slices == cut.num_ctas) CHECK(slices.num_slices == min<std::int64_t>(slices.num_units, cut.num_ctas));
+    if (slices.size < cut.min_slice_units) CHECK(4 * slices.num_units <= slices.size * cut.max_slices);
   });
 }

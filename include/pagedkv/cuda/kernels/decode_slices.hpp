@@ -102,29 +102,31 @@ PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant
   return item;
 }
 
-/// `num_units` units in slices that differ by one unit at most, the longer ones first.
+/// `num_units` units in slices of the same size; the last one may be shorter.
 struct Slices {
   std::int64_t num_units = 0;
-  std::int64_t size = 0;  // of a shorter slice
+  std::int64_t size = 1;
   int num_slices = 0;
-  int num_longer = 0;  // slices of size + 1
 
-  PAGEDKV_HD constexpr std::int64_t begin(int slice) const { return size * slice + min(slice, num_longer); }
+  PAGEDKV_HD constexpr std::int64_t begin(int slice) const { return min(size * slice, num_units); }
   /// The slice that holds a unit.
-  PAGEDKV_HD constexpr int owner(std::int64_t unit) const {
-    const std::int64_t longer = (size + 1) * num_longer;
-    if (unit < longer) return static_cast<int>(unit / (size + 1));
-    return num_longer + static_cast<int>((unit - longer) / size);
-  }
+  PAGEDKV_HD constexpr int owner(std::int64_t unit) const { return static_cast<int>(unit / size); }
 };
 
-PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, std::int64_t num_units) {
+/// As even as can be, but round: sizes have four leading bits that count. Rows of a batch often are round, too, and then
+/// slices end where rows do, or cut all of them alike; a row that is not cut, or a slice with one piece, saves more than a
+/// few slices without work cost.
+PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, int min_slice_units, std::int64_t num_units) {
   Slices slices{.num_units = num_units};
-  const std::int64_t wanted = (num_units + cut.min_slice_units - 1) / cut.min_slice_units;
-  slices.num_slices = static_cast<int>(min<std::int64_t>(wanted, cut.max_slices));
-  if (slices.num_slices == 0) return slices;
-  slices.size = num_units / slices.num_slices;
-  slices.num_longer = static_cast<int>(num_units - slices.size * slices.num_slices);
+  if (num_units == 0) return slices;
+  const std::int64_t most = cut.max_slices;
+  // While few CTAs have anything to do, it is better to have more of them than to have slices worth their merging.
+  const std::int64_t least = min<std::int64_t>(min_slice_units, ceil_div(4 * num_units, most));
+  const std::int64_t even = max(ceil_div(num_units, most), least);
+  std::int64_t step = 1;
+  while (even >= 32 * step) step *= 2;
+  slices.size = round_up(even, step);
+  slices.num_slices = static_cast<int>(ceil_div(num_units, slices.size));
   return slices;
 }
 

@@ -71,7 +71,9 @@ struct DecodeSm80Config {
 
   struct SharedMemory {
     Stage ring[warps][stages];
-    OnlineSoftmax softmax[warps][rows];  // where warps meet
+    alignas(
+        128) T queries[2][rows * HeadDim];  // KeyTile [rows, head_dim], of the row at hand and of the next, by turns
+    OnlineSoftmax softmax[warps][rows];     // where warps meet
     detail::DecodeWork<max_runs> work;
     detail::DecodeRows at_work[3];  // rows of the piece at hand, of the one before, of the one that begins, by turns
     bool is_last[2];                // to arrive, of the rows that wait for word at the end of a piece, by turns
@@ -127,6 +129,43 @@ __device__ __forceinline__ void load_queries(typename Config::Queries& queries, 
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         queries[octet][d][half] = live ? *reinterpret_cast<const std::uint32_t*>(q + 16 * d + 8 * half) : 0u;
+    }
+  }
+}
+
+/// Starts copying the item's rows of Q for a head, all threads together; rows that do not exist become zeros.
+template <class Config, class Problem>
+__device__ __forceinline__ void fetch_queries(typename Config::Element* tile, const Problem& problem,
+                                              const DecodeItem& item, int kv_head, const Divisor& group_size) {
+  using Tile = typename Config::KeyTile;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < Config::rows * Tile::chunks_per_row; i += Config::threads) {
+    const int row = i / Tile::chunks_per_row, column = i % Tile::chunks_per_row * Tile::chunk;
+    const bool live = row < item.num_rows;
+    const int packed = item.row_begin + (live ? row : 0);
+    const auto* const from =
+        problem.q.at(item.first_token + group_size.quotient(packed),
+                     kv_head * static_cast<int>(group_size.divisor) + group_size.remainder(packed), column);
+    ptx::cp_async_16(&tile[Tile::offset(row, column)], from, live);
+  }
+}
+
+/// Q^T from where fetch_queries() has put it.
+template <class Config>
+__device__ __forceinline__ void load_queries(typename Config::Queries& queries, const typename Config::Element* tile) {
+  using Tile = typename Config::KeyTile;
+  // Four matrices at once: both halves of two steps of 16 columns. An odd last step is loaded twice.
+  const int row = lane_id() % 8, half = lane_id() / 8 % 2, second = lane_id() / 16;
+  constexpr int steps = Config::head_dim / 16;
+#pragma unroll
+  for (int octet = 0; octet < Config::octets; ++octet) {
+#pragma unroll
+    for (int d = 0; d < steps; d += 2) {
+      const int column = 16 * (d + (d + 1 < steps ? second : 0)) + 8 * half;
+      std::uint32_t q[4];
+      ptx::ldmatrix_x4(q, &tile[Tile::offset(octet * 8 + row, column)]);
+      queries[octet][d][0] = q[0], queries[octet][d][1] = q[1];
+      if (d + 1 < steps) queries[octet][d + 1][0] = q[2], queries[octet][d + 1][1] = q[3];
     }
   }
 }
@@ -272,7 +311,8 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   LaneRows<Config> rows;
   typename Config::Queries queries;
   DecodeState<Config> state;
-  bool piece_begins = true;
+  bool piece_begins = true, row_begins = true;
+  int num_rows = 0, fetched_item = -1, fetched_head = 0, steps_since_fetch = 0;  // queries of the next row
   bool is_waiting = false,
        is_last = false;  // rows of the piece before: for word who came last; the word, in one thread
   int stage = 0, num_pieces = 0;
@@ -281,8 +321,19 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
     loader.look_up(problem, cut);
     if (piece_begins) {
       if (threadIdx.x == 0) rows_of(num_pieces) = rows_at(cursor, work, cut);
-      rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
-      load_queries<Config>(queries, problem, cursor.item, cursor.head, cut.group_size);
+      if (row_begins) {
+        rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
+        if (cursor.index == fetched_item && cursor.head == fetched_head)
+          load_queries<Config>(queries, shared.queries[num_rows % 2]);
+        else
+          load_queries<Config>(queries, problem, cursor.item, cursor.head, cut.group_size);
+        ++num_rows;
+        fetched_item = cursor.index;
+        fetched_head = cursor.head + 1;
+        steps_since_fetch = 0;
+        if (fetched_head < cut.kv_heads)
+          fetch_queries<Config>(shared.queries[num_rows % 2], problem, cursor.item, fetched_head, cut.group_size);
+      }
       state = {};
     }
     const KeyRange chunk = chunk_of<Config>(cursor);
@@ -290,16 +341,25 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
       attend_chunk<Config>(state, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
     piece_begins = piece_ends<Config>(cursor, cuts_rows, cut);
     if (piece_begins) {
+      // The next row's queries have landed before the barriers in end_piece(): they came with the keys of a later step.
+      if (steps_since_fetch < Config::stages) {
+        ptx::cp_async_commit();
+        ptx::cp_async_wait<0>();
+      } else {
+        ptx::cp_async_wait<Config::later_groups>();
+      }
       if (threadIdx.x == 0) shared.is_last[num_pieces % 2] = is_last;
       end_piece<Config>(shared, stage, problem, variant, cut, partials, rows_of(num_pieces), state);
     }
     __syncwarp();  // no lane still reads the stage
     loader.fetch(ring[stage], problem, variant, cut, pools, cuts_rows);
     stage = stage + 1 == Config::stages ? 0 : stage + 1;
+    ++steps_since_fetch;
     if (piece_begins) {
+      row_begins = row_ends<Config>(cursor, cuts_rows);
       if (is_waiting && shared.is_last[num_pieces % 2])
         merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));
-      is_waiting = row_ends<Config>(cursor, cuts_rows) && rows_of(num_pieces).pieces.num_owners > 1;
+      is_waiting = row_begins && rows_of(num_pieces).pieces.num_owners > 1;
       if (is_waiting && threadIdx.x == 0) is_last = arrive(partials, rows_of(num_pieces).pieces);
       ++num_pieces;
     }

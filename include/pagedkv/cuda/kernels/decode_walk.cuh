@@ -64,7 +64,7 @@ __device__ __forceinline__ void find_work(typename Config::SharedMemory& shared,
     if (threadIdx.x == 0) {
       std::int64_t num_units = 0;
       for (int run = 0; run < num_runs; ++run) num_units += work.run_units[run];
-      work.slices = make_slices(cut, num_units * cut.kv_heads);
+      work.slices = make_slices(cut, cuts_rows ? cut.min_slice_units : 1, num_units * cut.kv_heads);
       work.cuts_rows = cuts_rows && may_cut_rows(cut, work.slices);
     }
     __syncthreads();
@@ -221,7 +221,8 @@ struct DecodeLoader {
   int tile = 0;           // of the run, from 0
   int entries = -1;       // lane l holds the table entry of the warp's chunk in tile l of 32
   int next_entries = -1;  // of the 32 tiles behind them: under way long before they are needed
-  int block = -1;         // of the lane's key, where a chunk may lie in several blocks
+  int first_entries = -1, first_item = -1, first_key = 0;  // of a run's first tiles: the next head's are the same
+  int block = -1;                                          // of the lane's key, where a chunk may lie in several blocks
 
   /// The table entries of the run's next tiles. What nobody sees is not read.
   template <class Problem>
@@ -236,8 +237,14 @@ struct DecodeLoader {
 
   template <class Problem>
   __device__ __forceinline__ void start_run(const Problem& problem, const DecodeCut& cut) {
+    if (cursor.index != first_item || cursor.key != first_key) {
+      tile = 0;
+      first_entries = load_entries(problem, cut, 0);
+      first_item = cursor.index;
+      first_key = cursor.key;
+    }
     tile = 0;
-    entries = load_entries(problem, cut, 0);
+    entries = first_entries;
     next_entries = -1;
     if (cursor.run_end - cursor.key > 32 * Config::key_tile) next_entries = load_entries(problem, cut, 32);
   }
