@@ -84,6 +84,7 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
   std::int64_t max_slices = min<std::int64_t>(num_units, std::int64_t{workspace.device().num_sms} * policy.ctas_per_sm);
   if (options.batch_invariant) max_slices = min(max_slices, cut.max_pieces / 2);
   cut.max_slices = static_cast<int>(max_slices);
+  cut.enough_slices = max(1, workspace.device().num_sms / 2);
   return cut;
 }
 

@@ -32,6 +32,7 @@ struct DecodeCut {
   int unit_shift = 6;           // a slice begins and ends at multiples of 2^unit_shift keys of its row
   int min_slice_units = 1;      // shorter slices cost more to merge than they save
   int max_slices = 1;           // CTAs of the grid
+  int enough_slices = 1;        // CTAs that can keep memory busy
   std::int64_t max_pieces = 0;  // tiles of partials that there is room for
   bool unit_pieces = false;     // a partial is one unit, whoever computes it: bits do not depend on where slices end
 
@@ -113,19 +114,17 @@ struct Slices {
   PAGEDKV_HD constexpr int owner(std::int64_t unit) const { return static_cast<int>(unit / size); }
 };
 
-/// As even as can be, but round: sizes have four leading bits that count. Rows of a batch often are round, too, and then
-/// slices end where rows do, or cut all of them alike; a row that is not cut, or a slice with one piece, saves more than a
-/// few slices without work cost.
+/// As even as can be, but round: from 32 units on, an even number. Rows of a batch often are round, too, and then slices
+/// end where rows do, or cut all of them alike; a row that is not cut, or a slice with one piece, saves more than a few
+/// slices without work cost.
 PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, int min_slice_units, std::int64_t num_units) {
   Slices slices{.num_units = num_units};
   if (num_units == 0) return slices;
-  const std::int64_t most = cut.max_slices;
-  // While few CTAs have anything to do, it is better to have more of them than to have slices worth their merging.
-  const std::int64_t least = min<std::int64_t>(min_slice_units, ceil_div(4 * num_units, most));
-  const std::int64_t even = max(ceil_div(num_units, most), least);
-  std::int64_t step = 1;
-  while (even >= 32 * step) step *= 2;
-  slices.size = round_up(even, step);
+  const std::int64_t even = ceil_div(num_units, std::int64_t{cut.max_slices});
+  // While few CTAs have anything to do, it is better to have more of them than slices that are worth their merging.
+  const std::int64_t least = min<std::int64_t>(min_slice_units, ceil_div(num_units, std::int64_t{cut.enough_slices}));
+  slices.size = max(even, least);
+  if (slices.size >= 32) slices.size = round_up<std::int64_t>(slices.size, 2);
   slices.num_slices = static_cast<int>(ceil_div(num_units, slices.size));
   return slices;
 }

@@ -80,10 +80,14 @@ struct DecodeSm80Config {
   };
 
   // What a lane holds of its warp's 16 keys and of all rows; columns 2 (lane % 4) and the next of each octet are its rows.
-  using Queries = std::uint32_t[octets][HeadDim / 16][2];  // B fragments of Q^T [head_dim, rows]
-  using Scores = float[octets][4];                         // C fragments of S^T [16 keys, rows]
-  using Weights = std::uint32_t[octets][2];                // B fragments of P^T [16 keys, rows]
-  using Output = float[HeadDimV / 16][octets][4];          // C fragments of O^T [head_dim_v, rows]
+  // Two steps of 16 columns: b0, b1 of the first, then of the second. Of 16 rows registers have no room for all.
+  using QueryPair = std::uint32_t[4];
+  static constexpr int query_pairs = ceil_div(HeadDim / 16, 2);
+  static constexpr bool keeps_queries = octets == 1 && HeadDim <= 192;
+  using Queries = QueryPair[keeps_queries ? query_pairs : 1];  // B fragments of Q^T [head_dim, rows]
+  using Scores = float[octets][4];                             // C fragments of S^T [16 keys, rows]
+  using Weights = std::uint32_t[octets][2];                    // B fragments of P^T [16 keys, rows]
+  using Output = float[HeadDimV / 16][octets][4];              // C fragments of O^T [head_dim_v, rows]
 };
 
 namespace detail {
@@ -112,27 +116,6 @@ __device__ __forceinline__ LaneRows<Config> lane_rows(const DecodeItem& item, in
   return rows;
 }
 
-/// Q^T of the item's rows, straight into registers; rows that do not exist are zeros.
-template <class Config, class Problem>
-__device__ __forceinline__ void load_queries(typename Config::Queries& queries, const Problem& problem,
-                                             const DecodeItem& item, int kv_head, const Divisor& group_size) {
-#pragma unroll
-  for (int octet = 0; octet < Config::octets; ++octet) {
-    const Coordinate place = fragment_b(lane_id(), 0);  // row of Q^T: a column of Q
-    const int row = octet * 8 + place.column, packed = item.row_begin + row;
-    const bool live = row < item.num_rows;
-    const auto* const q = problem.q.at(
-        item.first_token + (live ? group_size.quotient(packed) : 0),
-        kv_head * static_cast<int>(group_size.divisor) + (live ? group_size.remainder(packed) : 0), place.row);
-#pragma unroll
-    for (int d = 0; d < Config::head_dim / 16; ++d) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        queries[octet][d][half] = live ? *reinterpret_cast<const std::uint32_t*>(q + 16 * d + 8 * half) : 0u;
-    }
-  }
-}
-
 /// Starts copying the item's rows of Q for a head, all threads together; rows that do not exist become zeros.
 template <class Config, class Problem>
 __device__ __forceinline__ void fetch_queries(typename Config::Element* tile, const Problem& problem,
@@ -150,44 +133,45 @@ __device__ __forceinline__ void fetch_queries(typename Config::Element* tile, co
   }
 }
 
-/// Q^T from where fetch_queries() has put it.
+/// Two steps of Q^T from where fetch_queries() has put it. An odd last step comes twice.
 template <class Config>
-__device__ __forceinline__ void load_queries(typename Config::Queries& queries, const typename Config::Element* tile) {
+__device__ __forceinline__ void load_query_pair(typename Config::QueryPair& pair,
+                                                const typename Config::Element* queries, int octet, int step) {
   using Tile = typename Config::KeyTile;
-  // Four matrices at once: both halves of two steps of 16 columns. An odd last step is loaded twice.
-  const int row = lane_id() % 8, half = lane_id() / 8 % 2, second = lane_id() / 16;
-  constexpr int steps = Config::head_dim / 16;
-#pragma unroll
-  for (int octet = 0; octet < Config::octets; ++octet) {
-#pragma unroll
-    for (int d = 0; d < steps; d += 2) {
-      const int column = 16 * (d + (d + 1 < steps ? second : 0)) + 8 * half;
-      std::uint32_t q[4];
-      ptx::ldmatrix_x4(q, &tile[Tile::offset(octet * 8 + row, column)]);
-      queries[octet][d][0] = q[0], queries[octet][d][1] = q[1];
-      if (d + 1 < steps) queries[octet][d + 1][0] = q[2], queries[octet][d + 1][1] = q[3];
-    }
-  }
+  const int row = lane_id() % 8, half = lane_id() / 8 % 2,
+            second = step + 1 < Config::head_dim / 16 ? lane_id() / 16 : 0;
+  ptx::ldmatrix_x4(pair, &queries[Tile::offset(octet * 8 + row, 16 * (step + second) + 8 * half)]);
 }
 
 /// S^T = K Q^T for the 16 keys of a stage, in two chains of products.
 template <class Config>
-__device__ __forceinline__ void score(typename Config::Scores& scores, const typename Config::Queries& queries,
-                                      const typename Config::Stage& stage) {
+__device__ __forceinline__ void score(typename Config::Scores& scores, const typename Config::Queries& kept,
+                                      const typename Config::Element* queries, const typename Config::Stage& stage) {
   using Tile = typename Config::KeyTile;
+  using T = typename Config::Element;
   const Coordinate k_place = quarters_down(lane_id());
   const int place = Tile::offset(k_place.row, k_place.column);
   typename Config::Scores odd = {};
 #pragma unroll
   for (auto& fragment : scores) fragment[0] = fragment[1] = fragment[2] = fragment[3] = 0.f;
 #pragma unroll
-  for (int d = 0; d < Config::head_dim / 16; ++d) {
-    std::uint32_t k[4];
-    ptx::ldmatrix_x4(k, &stage.keys[Tile::right_of(place, 16 * d)]);
+  for (int step = 0; step < Config::head_dim / 16; step += 2) {
+    const bool has_second = step + 1 < Config::head_dim / 16;
+    std::uint32_t k[2][4];
+    ptx::ldmatrix_x4(k[0], &stage.keys[Tile::right_of(place, 16 * step)]);
+    if (has_second) ptx::ldmatrix_x4(k[1], &stage.keys[Tile::right_of(place, 16 * step + 16)]);
 #pragma unroll
-    for (int octet = 0; octet < Config::octets; ++octet)
-      ptx::mma_m16n8k16<typename Config::Element>(d % 2 == 0 ? scores[octet] : odd[octet], k, queries[octet][d][0],
-                                                  queries[octet][d][1]);
+    for (int octet = 0; octet < Config::octets; ++octet) {
+      typename Config::QueryPair pair;
+      if constexpr (Config::keeps_queries) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) pair[i] = kept[step / 2][i];
+      } else {
+        load_query_pair<Config>(pair, queries, octet, step);
+      }
+      ptx::mma_m16n8k16<T>(scores[octet], k[0], pair[0], pair[1]);
+      if (has_second) ptx::mma_m16n8k16<T>(odd[octet], k[1], pair[2], pair[3]);
+    }
   }
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet)
@@ -265,15 +249,15 @@ __device__ __forceinline__ void accumulate(typename Config::Output& output, cons
 
 /// One warp's step: 16 keys against all rows.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void attend_chunk(DecodeState<Config>& state, const typename Config::Queries& queries,
-                                             const LaneRows<Config>& rows, const typename Config::Stage& stage,
-                                             const Problem& problem, const V& variant, const DecodeItem& item,
-                                             int first_key) {
+__device__ __forceinline__ void attend_chunk(DecodeState<Config>& state, const typename Config::Queries& kept,
+                                             const typename Config::Element* queries, const LaneRows<Config>& rows,
+                                             const typename Config::Stage& stage, const Problem& problem,
+                                             const V& variant, const DecodeItem& item, int first_key) {
   typename Config::Scores scores;
   typename Config::Weights weights;
   ptx::cp_async_wait<Config::later_groups + 1>();
   __syncwarp();  // the keys have landed for all lanes
-  score<Config>(scores, queries, stage);
+  score<Config>(scores, kept, queries, stage);
   apply_rule<Config>(scores, variant, problem.scale, rows, item, first_key);
   soften<Config>(weights, scores, state);
   ptx::cp_async_wait<Config::later_groups>();
@@ -303,16 +287,23 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   loader.start_run(problem, cut);
   loader.look_up(problem, cut);
   ptx::wait_for_previous_kernel();
+  fetch_queries<Config>(shared.queries[0], problem, cursor.item, cursor.head, cut.group_size);
+  ptx::cp_async_commit();
   for (int stage = 0; stage < Config::stages; ++stage) {
     if (stage > 0) loader.look_up(problem, cut);
     loader.fetch(ring[stage], problem, variant, cut, pools, cuts_rows);
   }
 
+  ptx::cp_async_wait<2 * Config::stages>();
+  __syncthreads();  // the first queries have landed for all warps
+
   LaneRows<Config> rows;
-  typename Config::Queries queries;
+  typename Config::Queries kept;
+  const typename Config::Element* queries = nullptr;
   DecodeState<Config> state;
   bool piece_begins = true, row_begins = true;
-  int num_rows = 0, fetched_item = -1, fetched_head = 0, steps_since_fetch = 0;  // queries of the next row
+  bool has_queries = true;  // of the next row, or are they on their way?
+  int num_rows = 0, steps_since_fetch = 0;
   bool is_waiting = false,
        is_last = false;  // rows of the piece before: for word who came last; the word, in one thread
   int stage = 0, num_pieces = 0;
@@ -323,22 +314,35 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
       if (threadIdx.x == 0) rows_of(num_pieces) = rows_at(cursor, work, cut);
       if (row_begins) {
         rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
-        if (cursor.index == fetched_item && cursor.head == fetched_head)
-          load_queries<Config>(queries, shared.queries[num_rows % 2]);
-        else
-          load_queries<Config>(queries, problem, cursor.item, cursor.head, cut.group_size);
+        queries = shared.queries[num_rows % 2];
+        if (!has_queries) {  // of an item behind one without work: nobody has asked for them
+          fetch_queries<Config>(shared.queries[num_rows % 2], problem, cursor.item, cursor.head, cut.group_size);
+          ptx::cp_async_commit();
+          ptx::cp_async_wait<0>();
+          __syncthreads();
+        }
+        if constexpr (Config::keeps_queries) {
+#pragma unroll
+          for (int pair = 0; pair < Config::query_pairs; ++pair)
+            load_query_pair<Config>(kept[pair], queries, 0, 2 * pair);
+        }
         ++num_rows;
-        fetched_item = cursor.index;
-        fetched_head = cursor.head + 1;
         steps_since_fetch = 0;
-        if (fetched_head < cut.kv_heads)
-          fetch_queries<Config>(shared.queries[num_rows % 2], problem, cursor.item, fetched_head, cut.group_size);
+        has_queries = true;
+        auto* const next_queries = shared.queries[num_rows % 2];
+        if (cursor.head + 1 < cut.kv_heads) {
+          fetch_queries<Config>(next_queries, problem, cursor.item, cursor.head + 1, cut.group_size);
+        } else {
+          const DecodeItem next = make_item(cut, variant, cursor.index + 1, cursor.next);
+          has_queries = next.units.size() > 0;
+          if (has_queries) fetch_queries<Config>(next_queries, problem, next, 0, cut.group_size);
+        }
       }
       state = {};
     }
     const KeyRange chunk = chunk_of<Config>(cursor);
     if (is_seen(cursor, chunk))
-      attend_chunk<Config>(state, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
+      attend_chunk<Config>(state, kept, queries, rows, ring[stage], problem, variant, cursor.item, chunk.begin);
     piece_begins = piece_ends<Config>(cursor, cuts_rows, cut);
     if (piece_begins) {
       // The next row's queries have landed before the barriers in end_piece(): they came with the keys of a later step.
