@@ -74,7 +74,8 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
   cut.tile_rows = policy.rows;
   cut.kv_heads = problem.kv_heads();
   cut.unit_pieces = options.batch_invariant;
-  const auto unit_keys = static_cast<unsigned>(16 * policy.warps * (options.batch_invariant ? policy.piece_tiles : 1));
+  const int key_tile = 16 * policy.warps;
+  const auto unit_keys = static_cast<unsigned>(key_tile * (options.batch_invariant ? policy.piece_tiles : 1));
   cut.unit_shift = std::countr_zero(unit_keys);
   cut.min_slice_units = options.batch_invariant ? 1 : policy.min_slice_tiles;
   if (problem.head_dim_v() <= workspace.options().head_dim_v)
@@ -84,7 +85,8 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
   std::int64_t max_slices = min<std::int64_t>(num_units, std::int64_t{workspace.device().num_sms} * policy.ctas_per_sm);
   if (options.batch_invariant) max_slices = min(max_slices, cut.max_pieces / 2);
   cut.max_slices = static_cast<int>(max_slices);
-  cut.enough_slices = max(1, workspace.device().num_sms / 2);
+  cut.num_sms = workspace.device().num_sms;
+  cut.small_slice_units = policy.small_slice_tiles * key_tile >> cut.unit_shift;
   return cut;
 }
 

@@ -25,12 +25,13 @@ struct Support {
 
 /// decode_sm80: each warp streams its own 16 keys at a time through its own ring of stages.
 struct DecodePolicy {
-  int rows;             // packed rows of a tile: query heads of a KV head, times queries; 8 or 16
-  int warps;            // of a CTA
-  int stages;           // of a warp, 16 keys and values each
-  int ctas_per_sm;      // of the grid, and what registers are spent on
-  int min_slice_tiles;  // of 16 keys a warp: a CTA is not woken for less
-  int piece_tiles;      // batch-invariant: a partial ends at multiples of so many tiles
+  int rows;               // packed rows of a tile: query heads of a KV head, times queries; 8 or 16
+  int warps;              // of a CTA
+  int stages;             // of a warp, 16 keys and values each
+  int ctas_per_sm;        // of the grid, and what registers are spent on
+  int min_slice_tiles;    // of 16 keys a warp: a CTA is not woken for less while half of the SMs have work
+  int small_slice_tiles;  // one CTA an SM while its slice is no longer
+  int piece_tiles;        // batch-invariant: a partial ends at multiples of so many tiles
 
   friend constexpr bool operator==(const DecodePolicy&, const DecodePolicy&) = default;
 };
@@ -87,6 +88,7 @@ constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v,
                       .stages = 1,
                       .ctas_per_sm = 2,
                       .min_slice_tiles = 4,
+                      .small_slice_tiles = 16,
                       .piece_tiles = 4};
   policy.stages = min(5, 88 * 1024 / decode_ring_bytes(policy, head_dim, head_dim_v));
   return policy;
@@ -125,8 +127,8 @@ constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& sh
   if (policy.rows != 8 && policy.rows != 16) return {"a tile has 8 or 16 packed rows"};
   if (policy.warps < 1 || policy.warps > 32) return {"a CTA has 1 to 32 warps"};
   if (policy.stages < 2) return {"one stage is in flight while another is computed: at least 2"};
-  if (policy.ctas_per_sm < 1 || policy.min_slice_tiles < 1 || policy.piece_tiles < 1)
-    return {"ctas_per_sm, min_slice_tiles and piece_tiles must be at least 1"};
+  if (policy.ctas_per_sm < 1 || policy.min_slice_tiles < 1 || policy.small_slice_tiles < 0 || policy.piece_tiles < 1)
+    return {"ctas_per_sm, min_slice_tiles and piece_tiles must be at least 1, small_slice_tiles at least 0"};
   const int piece_keys = 16 * policy.warps * policy.piece_tiles;
   if ((policy.warps & (policy.warps - 1)) != 0 || (piece_keys & (piece_keys - 1)) != 0)
     return {"warps and piece_tiles must be powers of two"};

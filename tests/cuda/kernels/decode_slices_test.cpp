@@ -18,7 +18,8 @@ void for_each_cut(F&& f) {
     for (const int min_slice_units : {1, 4}) {
       DecodeCut cut;
       cut.max_slices = max_slices;
-      cut.enough_slices = ceil_div(max_slices, 4);
+      cut.num_sms = ceil_div(max_slices, 2);
+      cut.small_slice_units = 16;
       cut.min_slice_units = min_slice_units;
       for (std::int64_t num_units = 1; num_units < 120'000; num_units += num_units < 3000 ? 1 : 371)
         f(cut, make_slices(cut, min_slice_units, num_units));
@@ -39,10 +40,11 @@ TEST_CASE("slices lie end to end, none is empty, and each unit's owner is the sl
   });
 }
 
-TEST_CASE("there are no more slices than CTAs, and the longest is at most a unit above the even share") {
+TEST_CASE("there are no more slices than CTAs, and the longest is at most a unit above the share of its CTA or SM") {
   for_each_cut([](const DecodeCut& cut, const Slices& slices) {
     CHECK(slices.num_slices <= cut.max_slices);
-    const std::int64_t even = ceil_div(slices.num_units, std::int64_t{cut.max_slices});
+    const bool is_small = slices.num_units <= 16 * cut.num_sms;
+    const std::int64_t even = ceil_div(slices.num_units, std::int64_t{is_small ? cut.num_sms : cut.max_slices});
     CHECK(slices.size >= even);
     if (even >= cut.min_slice_units) CHECK(slices.size <= even + (even >= 32 ? 1 : 0));
   });
@@ -51,7 +53,8 @@ TEST_CASE("there are no more slices than CTAs, and the longest is at most a unit
 TEST_CASE("slices of a batch of equal round rows end where rows end, or cut all of them alike") {
   DecodeCut cut;
   cut.max_slices = 264;
-  cut.enough_slices = 66;
+  cut.num_sms = 132;
+  cut.small_slice_units = 16;
   cut.min_slice_units = 4;
   for (const auto& [num_rows, row_units] : {std::pair{64, 64}, {256, 16}, {1024, 16}, {8, 256}, {64, 16}, {8, 16}}) {
     const Slices slices = make_slices(cut, cut.min_slice_units, std::int64_t{num_rows} * row_units);
@@ -62,6 +65,6 @@ TEST_CASE("slices of a batch of equal round rows end where rows end, or cut all 
 
 TEST_CASE("slices are shorter than is worth their merging only while too few CTAs have anything to do") {
   for_each_cut([](const DecodeCut& cut, const Slices& slices) {
-    if (slices.size < cut.min_slice_units) CHECK(slices.num_units <= slices.size * cut.enough_slices);
+    if (slices.size < cut.min_slice_units) CHECK(slices.num_units <= slices.size * max(1, cut.num_sms / 2));
   });
 }

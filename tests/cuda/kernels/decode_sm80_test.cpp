@@ -84,7 +84,7 @@ void launch(const Problem& problem, const V& variant, const Cutting& cutting) {
       .unit_shift = std::countr_zero(static_cast<unsigned>(cutting.unit_tiles * Config::key_tile)),
       .min_slice_units = cutting.min_slice_units,
       .max_slices = cutting.num_ctas,
-      .enough_slices = cutting.num_ctas,
+      .num_sms = cutting.num_ctas,
       .max_pieces = cutting.num_partials / Config::rows,
       .unit_pieces = cutting.unit_pieces,
   };

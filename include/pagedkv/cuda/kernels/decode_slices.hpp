@@ -29,10 +29,12 @@ struct DecodeCut {
   bool chunks_in_blocks = true;  // is block_size a multiple of the 16 keys of a warp's step?
   int tile_rows = 8;             // packed rows of a tile
   int kv_heads = 1;
-  int unit_shift = 6;           // a slice begins and ends at multiples of 2^unit_shift keys of its row
-  int min_slice_units = 1;      // shorter slices cost more to merge than they save
-  int max_slices = 1;           // CTAs of the grid
-  int enough_slices = 1;        // CTAs that can keep memory busy
+  int unit_shift = 6;       // a slice begins and ends at multiples of 2^unit_shift keys of its row
+  int min_slice_units = 1;  // shorter slices cost more to merge than they save
+  int max_slices = 1;       // CTAs of the grid
+  int num_sms = 1;          // half of them keep memory busy
+  int small_slice_units =
+      0;  // one CTA an SM where slices are no longer: the other place is the next kernel's to get ready in
   std::int64_t max_pieces = 0;  // tiles of partials that there is room for
   bool unit_pieces = false;     // a partial is one unit, whoever computes it: bits do not depend on where slices end
 
@@ -120,9 +122,12 @@ struct Slices {
 PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, int min_slice_units, std::int64_t num_units) {
   Slices slices{.num_units = num_units};
   if (num_units == 0) return slices;
-  const std::int64_t even = ceil_div(num_units, std::int64_t{cut.max_slices});
+  const bool is_small = num_units <= std::int64_t{cut.num_sms} * cut.small_slice_units;
+  const std::int64_t even =
+      ceil_div(num_units, std::int64_t{is_small ? min(cut.num_sms, cut.max_slices) : cut.max_slices});
   // While few CTAs have anything to do, it is better to have more of them than slices that are worth their merging.
-  const std::int64_t least = min<std::int64_t>(min_slice_units, ceil_div(num_units, std::int64_t{cut.enough_slices}));
+  const std::int64_t least =
+      min<std::int64_t>(min_slice_units, ceil_div(num_units, std::int64_t{max(1, cut.num_sms / 2)}));
   slices.size = max(even, least);
   if (slices.size >= 32) slices.size = round_up<std::int64_t>(slices.size, 2);
   slices.num_slices = static_cast<int>(ceil_div(num_units, slices.size));
