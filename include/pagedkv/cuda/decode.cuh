@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -103,13 +104,11 @@ DecodeSchedule schedule_for(const DecodeSimtPolicy& policy, const Problem& probl
                          workspace.device().num_sms, partials_fit ? workspace.options().max_partials : 0);
 }
 
-template <int HeadDim, int HeadDimV, int Rows, class Problem, AttentionVariant V>
+template <int HeadDim, int HeadDimV, DecodePolicy Policy, class Problem, AttentionVariant V>
 void launch_decode_sm80(const Problem& problem, const V& variant, Workspace& workspace, const DecodeOptions& options,
                         cudaStream_t stream) {
-  constexpr DecodePolicy policy = choose_decode(min_arch, HeadDim, HeadDimV, Rows);
-  using Config = DecodeSm80Config<typename Problem::Element, HeadDim, HeadDimV, policy>;
-  static_assert(policy.rows == Rows);
-  const DecodeCut cut = cut_for(policy, problem, workspace, options);
+  using Config = DecodeSm80Config<typename Problem::Element, HeadDim, HeadDimV, Policy>;
+  const DecodeCut cut = cut_for(Policy, problem, workspace, options);
   if (cut.max_slices == 0) return;
   constexpr std::size_t shared_bytes = sizeof(typename Config::SharedMemory);
   const auto kernel = paged_decode_sm80_kernel<Config, Problem, V>;
@@ -162,9 +161,11 @@ void decode(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& v
       detail::decode_takes_types<Problem> && bool(is_supported(choose_decode(min_arch, HeadDim, HeadDimV, 1), shape));
   if constexpr (has_sm80) {
     if (decode_sm80_support(problem, workspace, options)) {
-      if (detail::packed_rows(problem) <= 8)
-        return detail::launch_decode_sm80<HeadDim, HeadDimV, 8>(problem, variant, workspace, options, stream);
-      return detail::launch_decode_sm80<HeadDim, HeadDimV, 16>(problem, variant, workspace, options, stream);
+      constexpr DecodePolicy few = choose_decode(min_arch, HeadDim, HeadDimV, 1);
+      constexpr DecodePolicy many = choose_decode(min_arch, HeadDim, HeadDimV, std::numeric_limits<int>::max());
+      if (detail::packed_rows(problem) <= few.rows)
+        return detail::launch_decode_sm80<HeadDim, HeadDimV, few>(problem, variant, workspace, options, stream);
+      return detail::launch_decode_sm80<HeadDim, HeadDimV, many>(problem, variant, workspace, options, stream);
     }
   }
   decode_simt<DecodeSimtConfig<HeadDim, HeadDimV, simt_policy>>(

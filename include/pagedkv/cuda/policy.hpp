@@ -83,7 +83,7 @@ constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int he
 /// `num_rows`: packed rows of the longest sequence. As many stages as 96 KiB hold: two CTAs an SM on an H200, one on the
 /// smallest supported GPU.
 constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v, int num_rows) {
-  DecodePolicy policy{.rows = num_rows <= 8 ? 8 : 16,
+  DecodePolicy policy{.rows = num_rows <= 8 || max(head_dim, head_dim_v) > 128 ? 8 : 16,
                       .warps = max(head_dim, head_dim_v) <= 128 ? 4 : 2,
                       .stages = 1,
                       .ctas_per_sm = 2,

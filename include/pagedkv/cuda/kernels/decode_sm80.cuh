@@ -83,7 +83,7 @@ struct DecodeSm80Config {
   // Two steps of 16 columns: b0, b1 of the first, then of the second. Of 16 rows registers have no room for all.
   using QueryPair = std::uint32_t[4];
   static constexpr int query_pairs = ceil_div(HeadDim / 16, 2);
-  static constexpr bool keeps_queries = octets == 1 && HeadDim <= 192;
+  static constexpr bool keeps_queries = octets == 1 && HeadDim <= 128;
   using Queries = QueryPair[keeps_queries ? query_pairs : 1];  // B fragments of Q^T [head_dim, rows]
   using Scores = float[octets][4];                             // C fragments of S^T [16 keys, rows]
   using Weights = std::uint32_t[octets][2];                    // B fragments of P^T [16 keys, rows]
