@@ -143,7 +143,8 @@ __device__ __forceinline__ void load_query_pair(typename Config::QueryPair& pair
   ptx::ldmatrix_x4(pair, &queries[Tile::offset(octet * 8 + row, 16 * (step + second) + 8 * half)]);
 }
 
-/// S^T = K Q^T for the 16 keys of a stage, in two chains of products.
+/// S^T = K Q^T for the 16 keys of a stage. One octet of rows would be one chain of products that wait for each other: it is
+/// cut in two; two octets are two chains anyway.
 template <class Config>
 __device__ __forceinline__ void score(typename Config::Scores& scores, const typename Config::Queries& kept,
                                       const typename Config::Element* queries, const typename Config::Stage& stage) {
@@ -151,9 +152,8 @@ __device__ __forceinline__ void score(typename Config::Scores& scores, const typ
   using T = typename Config::Element;
   const Coordinate k_place = quarters_down(lane_id());
   const int place = Tile::offset(k_place.row, k_place.column);
-  typename Config::Scores odd = {};
-#pragma unroll
-  for (auto& fragment : scores) fragment[0] = fragment[1] = fragment[2] = fragment[3] = 0.f;
+  constexpr int chains = Config::octets == 1 ? 2 : 1;
+  float sums[Config::octets][chains][4] = {};
 #pragma unroll
   for (int step = 0; step < Config::head_dim / 16; step += 2) {
     const bool has_second = step + 1 < Config::head_dim / 16;
@@ -169,14 +169,15 @@ __device__ __forceinline__ void score(typename Config::Scores& scores, const typ
       } else {
         load_query_pair<Config>(pair, queries, octet, step);
       }
-      ptx::mma_m16n8k16<T>(scores[octet], k[0], pair[0], pair[1]);
-      if (has_second) ptx::mma_m16n8k16<T>(odd[octet], k[1], pair[2], pair[3]);
+      ptx::mma_m16n8k16<T>(sums[octet][0], k[0], pair[0], pair[1]);
+      if (has_second) ptx::mma_m16n8k16<T>(sums[octet][chains - 1], k[1], pair[2], pair[3]);
     }
   }
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) scores[octet][i] += odd[octet][i];
+    for (int i = 0; i < 4; ++i)
+      scores[octet][i] = chains == 1 ? sums[octet][0][i] : sums[octet][0][i] + sums[octet][chains - 1][i];
 }
 
 /// Products become logits; what a row may not see becomes -inf, whatever its bits were. The rule is asked only about
