@@ -42,24 +42,25 @@ constexpr bool has_prefill(int head_dim, int head_dim_v) {
 
 /// Attention for any ragged batch, with the contract of decode() and prefill(): one kernel, no allocation, no
 /// synchronisation, capturable. The stated max_q_len decides which kernel runs; both are right for every batch, but
-/// they round differently: where a sequence must get the same bits in any company, call one of them yourself.
+/// they round differently: where a sequence must get the same bits in any company, call one of them yourself. `options`
+/// are decode's; prefill has none.
 template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, StorageType O,
           VariantFor<Space::device> V>
 void attend(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant, Workspace& workspace,
-            cudaStream_t stream) {
+            cudaStream_t stream, const DecodeOptions& options = {}) {
   if constexpr (detail::has_prefill<AttentionProblem<Space::device, Q, KV, O>>(HeadDim, HeadDimV)) {
     if (detail::prefill_suits(problem, workspace.device()))
       return prefill<HeadDim, HeadDimV>(problem, variant, workspace, stream);
   }
-  decode<HeadDim, HeadDimV>(problem, variant, workspace, stream);
+  decode<HeadDim, HeadDimV>(problem, variant, workspace, stream, options);
 }
 
 /// The same for a head_dim known at run time, one of those named; head_dim_v is equal.
 template <int... Dims, StorageType Q, StorageType KV, StorageType O, VariantFor<Space::device> V>
 void attend(HeadDims<Dims...> dims, const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant,
-            Workspace& workspace, cudaStream_t stream) {
+            Workspace& workspace, cudaStream_t stream, const DecodeOptions& options = {}) {
   with_head_dim(dims, problem.head_dim(), "attend",
-                [&](auto head_dim) { attend<head_dim.value>(problem, variant, workspace, stream); });
+                [&](auto head_dim) { attend<head_dim.value>(problem, variant, workspace, stream, options); });
 }
 
 /// What attend() would run for this problem, in one line: the kernel, its policy row, how the work is cut, and why not

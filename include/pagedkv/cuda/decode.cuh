@@ -36,8 +36,9 @@ namespace cuda {
 struct DecodeOptions {
   Launch launch = Launch::after_previous;
   /// The bits of a row depend on that row alone: the same whatever else is in the batch, as long as the options and the
-  /// head sizes stay. Costs a merge for every piece of a row, and partials for every piece of the batch
-  /// (`batch_invariant_partials`): where the workspace has fewer, rows are not cut, and long ones are slow.
+  /// head sizes stay. Costs a merge for every 256 keys of a row (128 beyond head_dim 128), and partials in the workspace:
+  /// where it has fewer tiles of them than two for each CTA and one for each such piece of the batch, rows are not cut, and
+  /// long ones are slow.
   bool batch_invariant = false;
 };
 

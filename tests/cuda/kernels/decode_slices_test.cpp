@@ -22,7 +22,7 @@ void for_each_cut(F&& f) {
       cut.small_slice_units = 16;
       cut.min_slice_units = min_slice_units;
       for (std::int64_t num_units = 1; num_units < 120'000; num_units += num_units < 3000 ? 1 : 371)
-        f(cut, make_slices(cut, min_slice_units, num_units));
+        f(cut, make_slices(cut, min_slice_units, 1, num_units));
     }
   }
 }
@@ -57,7 +57,7 @@ TEST_CASE("slices of a batch of equal round rows end where rows end, or cut all 
   cut.small_slice_units = 16;
   cut.min_slice_units = 4;
   for (const auto& [num_rows, row_units] : {std::pair{64, 64}, {256, 16}, {1024, 16}, {8, 256}, {64, 16}, {8, 16}}) {
-    const Slices slices = make_slices(cut, cut.min_slice_units, std::int64_t{num_rows} * row_units);
+    const Slices slices = make_slices(cut, cut.min_slice_units, row_units, std::int64_t{num_rows} * row_units);
     CAPTURE(num_rows);
     CHECK((row_units % slices.size == 0 || slices.size % row_units == 0));
   }
@@ -67,4 +67,18 @@ TEST_CASE("slices are shorter than is worth their merging only while too few CTA
   for_each_cut([](const DecodeCut& cut, const Slices& slices) {
     if (slices.size < cut.min_slice_units) CHECK(slices.num_units <= slices.size * max(1, cut.num_sms / 2));
   });
+}
+
+TEST_CASE("a long row alone is not cut into more pieces than can be merged while a slice is computed") {
+  DecodeCut cut;
+  cut.max_slices = 264;
+  cut.num_sms = 132;
+  cut.small_slice_units = 16;
+  cut.min_slice_units = 4;
+  for (const int row_units : {16, 64, 256, 1024, 4096}) {
+    const Slices slices = make_slices(cut, cut.min_slice_units, row_units, row_units);
+    CAPTURE(row_units);
+    CHECK(8 * slices.size * slices.size >= row_units);
+    CHECK(8 * (slices.size - 2) * (slices.size - 2) <= max(row_units, 8 * 15 * 15));  // nor into many fewer
+  }
 }

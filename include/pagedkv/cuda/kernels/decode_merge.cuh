@@ -204,7 +204,7 @@ __device__ __forceinline__ RowQuad<Config> load_partial(const Partials& partials
 template <class Config>
 __device__ __forceinline__ RowQuad<Config> join_pieces(const Partials& partials, const DecodePieces& pieces, int row,
                                                        int column) {
-  constexpr int in_flight = Config::octets == 1 && Config::head_dim <= 128 ? 8 : 4;  // more would spill
+  constexpr int in_flight = Config::octets == 1 && Config::head_dim <= 128 ? 8 : 4;  // more is slower, or spills
   RowQuad<Config> total;
 #pragma unroll 1
   for (int first = 0; first < pieces.num; first += in_flight) {

@@ -64,7 +64,9 @@ __device__ __forceinline__ void find_work(typename Config::SharedMemory& shared,
     if (threadIdx.x == 0) {
       std::int64_t num_units = 0;
       for (int run = 0; run < num_runs; ++run) num_units += work.run_units[run];
-      work.slices = make_slices(cut, cuts_rows ? cut.min_slice_units : 1, num_units * cut.kv_heads);
+      const std::int64_t row_units = num_units / max(1, cut.num_items);
+      work.slices = cuts_rows ? make_slices(cut, cut.min_slice_units, row_units, num_units * cut.kv_heads)
+                              : make_slices(cut, 1, 1, num_units * cut.kv_heads);
       work.cuts_rows = cuts_rows && may_cut_rows(cut, work.slices);
     }
     __syncthreads();
