@@ -49,10 +49,10 @@ endforeach()
 
 if(PAGEDKV_HAS_CUDA)
   foreach(arch 80 90a)
-    # Loads and stores of both together. On sm_90a only all rules at once over 16 rows spill; sm_80 has no uniform
-    # registers to spare its own.
+    # Bytes stored and loaded. Tiles of 8 rows do not spill on sm_90a, nor do those of 16 under most rules; sm_80 has fewer
+    # uniform registers to spare the others.
     if(arch STREQUAL "80")
-      set(allowed 240)
+      set(allowed 264)
     else()
       set(allowed 208)
     endif()

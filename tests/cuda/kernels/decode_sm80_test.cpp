@@ -192,3 +192,18 @@ TEST_CASE(
     }
   }
 }
+
+TEST_CASE("the decode kernel gives a batch-invariant row the same bits in tiles of 8 and of 16 rows") {
+  auto generated = generate<bf16, 64>(7, {.max_seqs = 3, .max_kv_len = 600, .max_q_len = 1, .max_group_size = 4});
+  const Cutting cutting{.num_ctas = 5, .unit_pieces = true, .unit_tiles = 4, .num_partials = 40000};
+  generated.clear_outputs();
+  launch<Config<bf16, 64, 64, 8>>(generated.problem(), Causal{}, cutting);
+  const auto out = generated.out;
+  const auto lse = generated.lse;
+  generated.clear_outputs();
+  launch<Config<bf16, 64, 64, 16>>(generated.problem(), Causal{}, cutting);
+  REQUIRE(lse.size() == generated.lse.size());
+  for (std::size_t i = 0; i < out.size(); ++i) REQUIRE(out[i].bits == generated.out[i].bits);
+  for (std::size_t i = 0; i < lse.size(); ++i)
+    REQUIRE(std::bit_cast<std::uint32_t>(lse[i]) == std::bit_cast<std::uint32_t>(generated.lse[i]));
+}

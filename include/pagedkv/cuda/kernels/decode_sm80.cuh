@@ -143,8 +143,8 @@ __device__ __forceinline__ void load_query_pair(typename Config::QueryPair& pair
   ptx::ldmatrix_x4(pair, &queries[Tile::offset(octet * 8 + row, 16 * (step + second) + 8 * half)]);
 }
 
-/// S^T = K Q^T for the 16 keys of a stage. One octet of rows would be one chain of products that wait for each other: it is
-/// cut in two; two octets are two chains anyway.
+/// S^T = K Q^T for the 16 keys of a stage, in two chains of products that need not wait for each other. So for any number of
+/// rows: the bits of a row must not depend on how many stand beside it.
 template <class Config>
 __device__ __forceinline__ void score(typename Config::Scores& scores, const typename Config::Queries& kept,
                                       const typename Config::Element* queries, const typename Config::Stage& stage) {
@@ -152,8 +152,7 @@ __device__ __forceinline__ void score(typename Config::Scores& scores, const typ
   using T = typename Config::Element;
   const Coordinate k_place = quarters_down(lane_id());
   const int place = Tile::offset(k_place.row, k_place.column);
-  constexpr int chains = Config::octets == 1 ? 2 : 1;
-  float sums[Config::octets][chains][4] = {};
+  float sums[Config::octets][2][4] = {};
 #pragma unroll
   for (int step = 0; step < Config::head_dim / 16; step += 2) {
     const bool has_second = step + 1 < Config::head_dim / 16;
@@ -170,14 +169,13 @@ __device__ __forceinline__ void score(typename Config::Scores& scores, const typ
         load_query_pair<Config>(pair, queries, octet, step);
       }
       ptx::mma_m16n8k16<T>(sums[octet][0], k[0], pair[0], pair[1]);
-      if (has_second) ptx::mma_m16n8k16<T>(sums[octet][chains - 1], k[1], pair[2], pair[3]);
+      if (has_second) ptx::mma_m16n8k16<T>(sums[octet][1], k[1], pair[2], pair[3]);
     }
   }
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet)
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      scores[octet][i] = chains == 1 ? sums[octet][0][i] : sums[octet][0][i] + sums[octet][chains - 1][i];
+    for (int i = 0; i < 4; ++i) scores[octet][i] = sums[octet][0][i] + sums[octet][1][i];
 }
 
 /// Products become logits; what a row may not see becomes -inf, whatever its bits were. The rule is asked only about
