@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "cuda_graph.cuh"
 #include "pagedkv/attention/variants.hpp"
 #include "support/decode_entry.cuh"
 #include "support/device_bits.cuh"
@@ -43,7 +44,7 @@ TEST_CASE("a graph captured once gives the bits of eager calls for every later f
       problem.tables = workspace.tables(max_q_len, max_kv_len);
       decode(problem, DeviceRule(Causal{}), workspace, stream, {.batch_invariant = batch_invariant});
     };
-    const Graph graph(stream, [&](cudaStream_t) { decode_batch(); });
+    const Graph graph(stream, [&] { decode_batch(); });
 
     const auto replay_equals_eager = [&](const Fill& fill) {
       static_cast<void>(workspace.upload(fill.view, stream));

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda_graph.cuh"
 #include "pagedkv/attention/variants.hpp"
 #include "pagedkv/cuda/launch.cuh"
 #include "pagedkv/cuda/ptx/grid_dependency.cuh"

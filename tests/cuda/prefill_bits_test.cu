@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda_graph.cuh"
 #include "pagedkv/attention/variants.hpp"
 #include "pagedkv/cuda/prefill.cuh"
 #include "support/device_bits.cuh"
@@ -71,7 +72,7 @@ TEST_CASE("a graph captured once gives the bits of eager calls for every later f
     problem.tables = tables;
     prompt.prefill(problem, stream);
   };
-  const Graph graph(stream, [&](cudaStream_t) { prefill_over(prompt.workspace.tables(max_q_len, max_kv_len)); });
+  const Graph graph(stream, [&] { prefill_over(prompt.workspace.tables(max_q_len, max_kv_len)); });
 
   for (const int num_seqs : {5, 1, 0, 3, 5, 2}) {
     const Fill fill(prompt.generated, num_seqs, static_cast<std::uint64_t>(100 + num_seqs));

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_graph.cuh"
 #include "pagedkv/core/error.hpp"
 #include "pagedkv/cuda/pool.cuh"
 #include "pagedkv/cuda/swap.cuh"
@@ -16,15 +17,6 @@ namespace {
 
 using namespace pagedkv;
 using namespace pagedkv_test;
-
-struct Stream {
-  Stream() { cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "stream"); }
-  ~Stream() { static_cast<void>(cudaStreamDestroy(stream)); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-
-  cudaStream_t stream = nullptr;
-};
 
 /// Copies by plain loops, layer by layer.
 template <class T>
@@ -55,11 +47,11 @@ void out_and_in(const KvLayout& device_layout, std::int64_t num_host_blocks) {
                                    {BlockId{0}, BlockId{6}},
                                    {BlockId{9}, BlockId{5}}};
   const std::vector<BlockPair> in{{BlockId{6}, BlockId{8}}, {BlockId{0}, BlockId{1}}, {BlockId{1}, BlockId{2}}};
-  cuda::swap_blocks<T>(out, device.device.layers(), host.layers(), on.stream);
-  cuda::swap_blocks<T>(in, host.layers(), device.device.layers(), on.stream);
+  cuda::swap_blocks<T>(out, device.device.layers(), host.layers(), on);
+  cuda::swap_blocks<T>(in, host.layers(), device.device.layers(), on);
   expect<T>(out, device.host.layers(), expected.layers());
   expect<T>(in, expected.layers(), device.host.layers());
-  cuda::check(cudaStreamSynchronize(on.stream), "swap");
+  on.wait();
   CHECK(std::memcmp(host.layers().first.k.data, expected.layers().first.k.data, host.size_bytes()) == 0);
   CHECK(device.equal());
 }
@@ -95,9 +87,9 @@ TEST_CASE("more pairs than one launch takes all arrive") {
   std::vector<BlockPair> pairs;
   for (int i = 0; i < 599; ++i) pairs.push_back({BlockId{i}, BlockId{599 - i}});
   const Stream on;
-  cuda::swap_blocks<float>(pairs, host.layers(), device.device.layers(), on.stream);
+  cuda::swap_blocks<float>(pairs, host.layers(), device.device.layers(), on);
   expect<float>(pairs, host.layers(), device.host.layers());
-  cuda::check(cudaStreamSynchronize(on.stream), "swap");
+  on.wait();
   CHECK(device.equal());
 }
 
@@ -107,21 +99,14 @@ TEST_CASE("a captured swap copies what the blocks hold when it is replayed") {
   cuda::PinnedKvPool<float> host(layout);
   const std::vector<BlockPair> pairs{{BlockId{1}, BlockId{0}}, {BlockId{3}, BlockId{2}}};
   const Stream on;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  cuda::check(cudaStreamBeginCapture(on.stream, cudaStreamCaptureModeThreadLocal), "capture");
-  cuda::swap_blocks<float>(pairs, host.layers(), device.device.layers(), on.stream);
-  cuda::check(cudaStreamEndCapture(on.stream, &graph), "capture");
-  cuda::check(cudaGraphInstantiate(&executable, graph, 0), "instantiate");
+  const Graph graph(on, [&] { cuda::swap_blocks<float>(pairs, host.layers(), device.device.layers(), on); });
   for (const std::uint64_t seed : {5, 6}) {
     fill_random(host.layers().first.k.data, host.size_bytes(), seed);
-    cuda::check(cudaGraphLaunch(executable, on.stream), "replay");
-    cuda::check(cudaStreamSynchronize(on.stream), "replay");
+    graph.replay(on);
+    on.wait();
     expect<float>(pairs, host.layers(), device.host.layers());
     CHECK(device.equal());
   }
-  static_cast<void>(cudaGraphExecDestroy(executable));
-  static_cast<void>(cudaGraphDestroy(graph));
 }
 
 TEST_CASE("a swap that names no block, or memory that is not pinned, is refused before anything moves") {

@@ -1,4 +1,4 @@
-// Results of a device problem as bits, and what replaying a captured graph needs: a stream, and other fills of a batch.
+// Results of a device problem as bits, and other fills of a batch, for replaying a captured graph.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -57,45 +57,6 @@ Problem only_sequence(Problem problem, const ProblemShape& shape, int s) {
   tables.max_kv_len = shape.kv_len[static_cast<std::size_t>(s)];
   return problem;
 }
-
-/// A stream that does not wait for the default stream, for capturing.
-class Stream {
- public:
-  Stream() { pagedkv::cuda::check(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "stream"); }
-  ~Stream() { static_cast<void>(cudaStreamDestroy(handle_)); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-
-  operator cudaStream_t() const { return handle_; }
-
- private:
-  cudaStream_t handle_ = nullptr;
-};
-
-/// What `enqueue(stream)` enqueues, captured once.
-class Graph {
- public:
-  template <class Enqueue>
-  Graph(cudaStream_t stream, Enqueue&& enqueue) {
-    using pagedkv::cuda::check;
-    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-    enqueue(stream);
-    check(cudaStreamEndCapture(stream, &graph_), "capture");
-    check(cudaGraphInstantiate(&executable_, graph_, 0), "instantiate");
-  }
-  ~Graph() {
-    static_cast<void>(cudaGraphExecDestroy(executable_));
-    static_cast<void>(cudaGraphDestroy(graph_));
-  }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-
-  void replay(cudaStream_t stream) const { pagedkv::cuda::check(cudaGraphLaunch(executable_, stream), "replay"); }
-
- private:
-  cudaGraph_t graph_ = nullptr;
-  cudaGraphExec_t executable_ = nullptr;
-};
 
 /// Tables of the first `num_seqs` sequences of a problem, with its lengths or with shorter ones, drawn anew; the bounds
 /// stay the problem's.
