@@ -120,15 +120,21 @@ inline constexpr int prefill_min_q_len = 16;
 /// The least arch that any kernel is built for.
 inline constexpr int min_arch = 80;
 
-/// `shared_bytes_per_cta`: see prefill.
-constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& shape,
-                               std::size_t shared_bytes_per_cta = 99 * 1024) {
+/// What mma.m16n8k16 of 16-bit elements asks for, whatever the policy.
+constexpr Support tensor_core_support(const KernelShape& shape) {
   if (shape.arch < min_arch) return {"needs compute capability 8.0"};
   if (shape.query_bytes != 2 || shape.element_bytes != 2) return {"q, K and V must be of 16-bit elements"};
   if (shape.head_dim < 16 || shape.head_dim > 256 || shape.head_dim % 16 != 0)
     return {"head_dim must be a multiple of 16 up to 256"};
   if (shape.head_dim_v < 16 || shape.head_dim_v > 256 || shape.head_dim_v % 16 != 0)
     return {"head_dim_v must be a multiple of 16 up to 256"};
+  return {};
+}
+
+/// `shared_bytes_per_cta`: see prefill.
+constexpr Support is_supported(const DecodePolicy& policy, const KernelShape& shape,
+                               std::size_t shared_bytes_per_cta = 99 * 1024) {
+  if (const Support support = tensor_core_support(shape); !support) return support;
   if (policy.rows != 8 && policy.rows != 16) return {"a tile has 8 or 16 packed rows"};
   if (policy.warps < 1 || policy.warps > 32) return {"a CTA has 1 to 32 warps"};
   if (policy.stages < 2) return {"one stage is in flight while another is computed: at least 2"};
@@ -165,12 +171,7 @@ constexpr std::size_t prefill_shared_bytes(const PrefillPolicy& policy, int head
 /// 99 KiB is what a CTA gets on the smallest of the supported GPUs (compute capability 8.6 and 8.9).
 constexpr Support is_supported(const PrefillPolicy& policy, const KernelShape& shape,
                                std::size_t shared_bytes_per_cta = 99 * 1024) {
-  if (shape.arch < min_arch) return {"needs compute capability 8.0"};
-  if (shape.query_bytes != 2 || shape.element_bytes != 2) return {"q, K and V must be of 16-bit elements"};
-  if (shape.head_dim < 16 || shape.head_dim > 256 || shape.head_dim % 16 != 0)
-    return {"head_dim must be a multiple of 16 up to 256"};
-  if (shape.head_dim_v < 16 || shape.head_dim_v > 256 || shape.head_dim_v % 16 != 0)
-    return {"head_dim_v must be a multiple of 16 up to 256"};
+  if (const Support support = tensor_core_support(shape); !support) return support;
   if (policy.warps < 1 || policy.warps > 32) return {"a CTA has 1 to 32 warps"};
   if (policy.query_tile != 16 * policy.warps) return {"a warp holds 16 query rows"};
   if (policy.key_tile < 16 || policy.key_tile % 16 != 0) return {"key_tile must be a multiple of 16"};

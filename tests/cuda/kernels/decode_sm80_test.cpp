@@ -26,7 +26,6 @@
 namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
-namespace detail {}
 alignas(128) unsigned char shared_bytes[99 * 1024];
 }  // namespace cuda
 }  // namespace v0
@@ -135,7 +134,7 @@ void check_causal(int num_problems) {
 TEST_CASE("the decode kernel gives the reference's results under every rule and every model's chain") {
   for (std::uint64_t seed = 100; seed < 104; ++seed) {
     auto generated = generate<bf16, 16>(seed);
-    const Rules<Space::host> rules{.slopes = generated.slopes.data(), .sinks = generated.sinks.data()};
+    const Rules<Space::host> rules = rules_of(generated);
     const auto check_rule = [&](const char* name, const auto& rule) {
       CAPTURE(name);
       check<Config<bf16, 16>>(generated, rule);
