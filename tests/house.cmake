@@ -32,6 +32,12 @@ pagedkv_add_script_test(layers_finds_every_breach
 
 pagedkv_add_script_test(docs -DROOT=${PROJECT_SOURCE_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/check_docs.cmake)
 
+add_executable(no_exceptions consumer/no_exceptions.cpp)
+target_compile_options(no_exceptions PRIVATE -fno-exceptions)
+target_link_libraries(no_exceptions PRIVATE pagedkv::pagedkv pagedkv_warnings Threads::Threads)
+add_test(NAME house/no_exceptions COMMAND no_exceptions)
+set_tests_properties(house/no_exceptions PROPERTIES LABELS house)
+
 file(GLOB files CONFIGURE_DEPENDS compile_fail/*.cpp)
 if(PAGEDKV_HAS_CUDA)
   file(GLOB gpu_files CONFIGURE_DEPENDS compile_fail/*.cu)

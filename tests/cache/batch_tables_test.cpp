@@ -6,23 +6,18 @@
 #include <array>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
+#include "cache/sequences.hpp"
 #include "pagedkv/cache/step_plan.hpp"
 
 using namespace pagedkv;
+using pagedkv_test::committed;
 
 namespace {
 
 constexpr BatchTablesOptions small{.max_seqs = 3, .max_blocks_per_seq = 4, .block_size = 2};
-
-Sequence committed(BlockAllocator& blocks, int num_tokens) {
-  Sequence s{blocks};
-  StepPlan step;
-  REQUIRE(s.append(num_tokens, step));
-  step.commit();
-  return s;
-}
 
 std::vector<int> row_of(const TablesView<Space::host>& view, int row) {
   std::vector<int> ids;
@@ -124,7 +119,7 @@ TEST_CASE("rows that do not fit or do not make sense are refused before any chan
   CHECK_THROWS_AS(tables.add(a, 3), InvalidArgument);
   CHECK_THROWS_AS(tables.add(a, -1), InvalidArgument);
   CHECK_THROWS_AS(tables.add(foreign, 1), InvalidArgument);
-  CHECK_THROWS_AS(tables.add(a.blocks(), 3, 1), InvalidArgument);
+  CHECK_THROWS_AS(tables.add(std::vector<BlockId>{a.blocks().begin(), a.blocks().end()}, 3, 1), InvalidArgument);
   CHECK_THROWS_AS(tables.update(0, a, 1), InvalidArgument);
   CHECK_THROWS_AS(tables.remove(0), InvalidArgument);
   CHECK(tables.num_seqs() == 0);
@@ -132,6 +127,20 @@ TEST_CASE("rows that do not fit or do not make sense are refused before any chan
   CHECK_THROWS_AS(tables.add(a, 1), InvalidArgument);
   CHECK(tables.num_tokens() == 3);
   CHECK_THROWS_AS((BatchTables{{.max_seqs = 0, .max_blocks_per_seq = 1, .block_size = 1}}), InvalidArgument);
+}
+
+TEST_CASE("a sequence that was moved from has no row, and nothing changes") {
+  BlockAllocator blocks{{.num_blocks = 8, .block_size = 2}};
+  Sequence a = committed(blocks, 2);
+  BatchTables tables{small};
+  tables.add(a, 1);
+  const Sequence b = std::move(a);
+  CHECK_THROWS_AS(tables.add(a, 0), InvalidArgument);
+  CHECK_THROWS_AS(tables.update(0, a, 0), InvalidArgument);
+  CHECK(tables.num_seqs() == 1);
+  CHECK(tables.kv_len(0) == 2);
+  tables.update(0, b, 2);
+  CHECK(tables.q_len(0) == 2);
 }
 
 TEST_CASE("lengths whose sums pass 2^31 are refused before any change") {

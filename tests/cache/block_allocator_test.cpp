@@ -5,23 +5,19 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <limits>
 #include <set>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "cache/death.hpp"
+#include "cache/fake_reclaimer.hpp"
+#include "cache/sequences.hpp"
 
 using namespace pagedkv;
-
-namespace {
-
-std::vector<BlockId> take(BlockAllocator& blocks, std::size_t count) {
-  std::vector<BlockId> ids(count);
-  REQUIRE(blocks.allocate(ids));
-  return ids;
-}
-
-}  // namespace
+using namespace pagedkv_test;
 
 TEST_CASE("all blocks can be had, each once, and then no more") {
   BlockAllocator blocks{{.num_blocks = 8, .block_size = 16}};
@@ -128,6 +124,7 @@ TEST_CASE("a hold keeps the rows of a block without owners until it is dropped")
   CHECK_FALSE(blocks.allocate(one));
   blocks.drop_hold(ids[0]);
   CHECK(blocks.num_used() == 1);
+  CHECK_THROWS_AS(blocks.release(ids), InvalidArgument);  // a hold is no owner
   blocks.drop_hold(ids[0]);
   CHECK(blocks.num_free() == 1);
   CHECK_THROWS_AS(blocks.drop_hold(ids[0]), InvalidArgument);
@@ -167,9 +164,124 @@ TEST_CASE("nothing can be published without a prefix cache") {
 }
 
 TEST_CASE("an allocator that dies before its blocks came home says so") {
-  CHECK(pagedkv_test::dies([] {
+  CHECK(dies([] {
     BlockAllocator blocks{{.num_blocks = 1, .block_size = 1}};
     std::array<BlockId, 1> one{};
     static_cast<void>(blocks.allocate(one));
+  }));
+}
+
+TEST_CASE("blocks that are published wait in the order in which they were released, the last one of a batch first") {
+  BlockAllocator blocks{{.num_blocks = 200, .block_size = 1}};
+  FakeReclaimer reclaimer{blocks};
+  const auto ids = take_published(blocks, 150);
+  blocks.release(std::span(ids).first(100));
+  blocks.release(std::span(ids).last(50));
+  std::vector<BlockId> expected(ids.rbegin() + 50, ids.rend());
+  expected.insert(expected.end(), ids.rbegin(), ids.rbegin() + 50);
+  CHECK(reclaimer.became == expected);
+  CHECK(blocks.num_idle() == 150);
+  CHECK(blocks.num_available() == 200);
+  blocks.check_invariants();
+}
+
+TEST_CASE("idle blocks are evicted when free ones run out, as many as are missing, the longest idle first") {
+  BlockAllocator blocks{{.num_blocks = 6, .block_size = 1}};
+  FakeReclaimer reclaimer{blocks};
+  const auto ids = take_published(blocks, 4);
+  blocks.release(ids);
+  const auto two = take(blocks, 2);
+  CHECK(reclaimer.num_evicted == 0);
+  const auto three = take(blocks, 3);
+  CHECK(reclaimer.num_evicted == 3);
+  CHECK(std::set(three.begin(), three.end()) == std::set{ids[1], ids[2], ids[3]});
+  CHECK(blocks.state(ids[0]) == BlockState::idle);
+  const auto before = blocks.state_hash();
+  std::array<BlockId, 2> more{};
+  CHECK_FALSE(blocks.allocate(more));
+  CHECK(blocks.state_hash() == before);
+  CHECK(reclaimer.num_evicted == 3);
+  blocks.release(two);
+  blocks.release(three);
+}
+
+TEST_CASE("a revived block has left the idle ones, and comes back with its next release") {
+  BlockAllocator blocks{{.num_blocks = 3, .block_size = 1}};
+  FakeReclaimer reclaimer{blocks};
+  const auto ids = take_published(blocks, 3);
+  blocks.release(ids);
+  blocks.retain(std::array{ids[2]});
+  CHECK(reclaimer.idle == std::vector{ids[1], ids[0]});
+  CHECK(blocks.state(ids[2]) == BlockState::active);
+  CHECK(blocks.num_available() == 2);
+  blocks.release(std::array{ids[2]});
+  CHECK(reclaimer.idle == std::vector{ids[1], ids[0], ids[2]});
+  blocks.check_invariants();
+}
+
+TEST_CASE("a block that is unpublished while it has owners is free after them, an idle one at once") {
+  BlockAllocator blocks{{.num_blocks = 2, .block_size = 1}};
+  FakeReclaimer reclaimer{blocks};
+  const auto ids = take_published(blocks, 2);
+  blocks.unpublish(ids[0]);
+  CHECK(blocks.state(ids[0]) == BlockState::sealed);
+  blocks.release(ids);
+  CHECK(blocks.state(ids[0]) == BlockState::free);
+  CHECK(blocks.state(ids[1]) == BlockState::idle);
+  blocks.unpublish(ids[1]);
+  CHECK(blocks.state(ids[1]) == BlockState::free);
+  CHECK(reclaimer.idle.empty());
+  CHECK_THROWS_AS(blocks.unpublish(ids[1]), InvalidArgument);
+  blocks.check_invariants();
+}
+
+TEST_CASE("only full and committed blocks are published, and a block that is used again is neither") {
+  BlockAllocator blocks{{.num_blocks = 1, .block_size = 1}};
+  FakeReclaimer reclaimer{blocks};
+  for (int i = 0; i < 3; ++i) {
+    const auto ids = take(blocks, 1);
+    CHECK(blocks.state(ids[0]) == BlockState::writing);
+    CHECK_FALSE(blocks.is_published(ids[0]));
+    CHECK_THROWS_AS(blocks.publish(ids[0]), InvalidArgument);
+    blocks.seal(ids[0]);
+    CHECK(blocks.state(ids[0]) == BlockState::sealed);
+    if (i > 0) blocks.publish(ids[0]);
+    blocks.release(ids);
+    CHECK(blocks.state(ids[0]) == (i > 0 ? BlockState::idle : BlockState::free));
+  }
+}
+
+TEST_CASE("one block can be published, evicted and used again a million times") {
+  BlockAllocator blocks{{.num_blocks = 1, .block_size = 1}};
+  FakeReclaimer reclaimer{blocks};
+  std::array<BlockId, 1> one{};
+  bool all = true;
+  for (int i = 0; i < 1'000'000; ++i) {
+    all = blocks.allocate(one) && all;
+    blocks.seal(one[0]);
+    blocks.publish(one[0]);
+    blocks.release(one);
+    reclaimer.became.clear();
+  }
+  CHECK(all);
+  CHECK(reclaimer.num_evicted == 999'999);
+  blocks.check_invariants();
+}
+
+TEST_CASE("an allocator has one reclaimer at a time") {
+  BlockAllocator blocks{{.num_blocks = 1, .block_size = 1}};
+  {
+    FakeReclaimer reclaimer{blocks};
+    CHECK_THROWS_AS(FakeReclaimer{blocks}, InvalidArgument);
+  }
+  FakeReclaimer reclaimer{blocks};
+  CHECK(blocks.num_free() == 1);
+}
+
+TEST_CASE("an allocator that dies before its reclaimer says so") {
+  CHECK(dies([] {
+    const auto evict = [](void*, int) {};
+    BlockAllocator blocks{{.num_blocks = 1, .block_size = 1}};
+    blocks.install({.context = nullptr, .became_idle = nullptr, .left_idle = nullptr, .evict = evict});
   }));
 }

@@ -2,12 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <set>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "cache/naive_memory.hpp"
@@ -21,22 +22,34 @@ class NaivePrefixes {
 
   explicit NaivePrefixes(int block_size) : block_size_(block_size) {}
 
-  /// Records the full committed blocks of a sequence. A block that a window dropped is passed only if one behind it was
-  /// published before.
+  /// Records the full committed blocks of a sequence behind the last one that is published; a block that a window dropped
+  /// and blocks from before a reset end that.
   void publish(std::uint64_t salt, const Tokens& tokens, std::span<const BlockId> full_blocks) {
-    for (std::size_t i = 0; i < full_blocks.size(); ++i) {
-      const BlockId block = full_blocks[i];
-      if (block == BlockId::none) {
-        const auto next = std::find_if(full_blocks.begin() + static_cast<std::ptrdiff_t>(i), full_blocks.end(),
-                                       [](BlockId b) { return b != BlockId::none; });
-        if (next == full_blocks.end() || published_.count(*next) == 0) return;
-        continue;
-      }
-      const auto length = (static_cast<std::ptrdiff_t>(i) + 1) * block_size_;
-      const Key key{salt, Tokens(tokens.begin(), tokens.begin() + length)};
-      const auto [at, is_new] = published_.emplace(block, key);
-      expect(is_new || at->second == key, "a published block never changes its tokens");
+    std::size_t first = full_blocks.size();
+    while (first > 0 && published_.count(full_blocks[first - 1]) == 0) {
+      if (full_blocks[first - 1] == BlockId::none) return;
+      --first;
     }
+    if (first > 0 && published_.at(full_blocks[first - 1]).epoch != epoch_) return;
+    for (std::size_t i = first; i < full_blocks.size(); ++i)
+      published_.emplace(full_blocks[i], Key{epoch_, salt, prefix(tokens, i + 1)});
+  }
+
+  /// Nothing that is published is found any more.
+  void reset() { ++epoch_; }
+
+  /// Does the block hold what it must as the index-th of a sequence that found it?
+  bool holds(BlockId block, std::uint64_t salt, const Tokens& tokens, std::size_t index) const {
+    const auto found = published_.find(block);
+    return found != published_.end() && found->second == Key{epoch_, salt, prefix(tokens, index + 1)};
+  }
+
+  /// The keys that can be found.
+  int num_keys() const {
+    std::set<Key> keys;
+    for (const auto& [block, key] : published_)
+      if (key.epoch == epoch_) keys.insert(key);
+    return static_cast<int>(keys.size());
   }
 
   /// Evictions are observed, not predicted.
@@ -49,31 +62,33 @@ class NaivePrefixes {
     const int limit = static_cast<int>(tokens.size()) - 1;
     int best = 0;
     for (const auto& [block, key] : published_) {
-      if (key.first != salt) continue;
-      const auto common = std::ranges::mismatch(key.second, tokens).in1 - key.second.begin();
+      if (key.epoch != epoch_ || key.salt != salt) continue;
+      const auto common = std::ranges::mismatch(key.tokens, tokens).in1 - key.tokens.begin();
       best = std::max(best, std::min(static_cast<int>(common), limit));
     }
     return partial_blocks ? best : best - best % block_size_;
   }
 
   /// Has no copy of this prefix's last block an owner?
-  bool is_idle(std::uint64_t salt, std::span<const std::int32_t> prefix, const BlockAllocator& blocks) const {
-    const Key wanted{salt, Tokens(prefix.begin(), prefix.end())};
+  bool is_idle(std::uint64_t salt, std::span<const std::int32_t> first_tokens, const BlockAllocator& blocks) const {
+    const Key wanted{epoch_, salt, Tokens(first_tokens.begin(), first_tokens.end())};
     return std::ranges::all_of(
         published_, [&](const auto& entry) { return entry.second != wanted || blocks.is_idle(entry.first); });
   }
 
-  void check(const BlockAllocator& blocks, const std::function<std::uint64_t(BlockId, int)>& read) const {
+  /// `read` gives the value of a row; without it, rows are not looked at.
+  void check(const BlockAllocator& blocks, const std::function<std::uint64_t(BlockId, int)>& read = {}) const {
     for (int i = 0; i < blocks.num_blocks(); ++i)
       expect(blocks.is_published(BlockId{i}) == (published_.count(BlockId{i}) == 1),
              "publish publishes every full committed block, and nothing else does");
     std::set<Key> keys;
     for (const auto& [block, key] : published_) keys.insert(key);
     for (const auto& [block, key] : published_) {
-      const auto& [salt, tokens] = key;
+      const auto& [epoch, salt, tokens] = key;
       const int last_begin = static_cast<int>(tokens.size()) - block_size_;
-      expect(last_begin == 0 || keys.count({salt, Tokens(tokens.begin(), tokens.end() - block_size_)}) == 1,
+      expect(last_begin == 0 || keys.count({epoch, salt, Tokens(tokens.begin(), tokens.end() - block_size_)}) == 1,
              "a prefix outlives its continuations");
+      if (!read) continue;
       std::uint64_t value = salt;
       for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {
         value = next_value(value, tokens[static_cast<std::size_t>(i)]);
@@ -83,9 +98,19 @@ class NaivePrefixes {
   }
 
  private:
-  using Key = std::pair<std::uint64_t, Tokens>;
+  struct Key {
+    int epoch;
+    std::uint64_t salt;
+    Tokens tokens;
+    auto operator<=>(const Key&) const = default;
+  };
+
+  Tokens prefix(const Tokens& tokens, std::size_t num_blocks) const {
+    return {tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(num_blocks) * block_size_};
+  }
 
   int block_size_;
+  int epoch_ = 0;
   std::map<BlockId, Key> published_;
 };
 

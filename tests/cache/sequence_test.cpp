@@ -9,21 +9,10 @@
 #include <utility>
 #include <vector>
 
+#include "cache/sequences.hpp"
+
 using namespace pagedkv;
-
-namespace {
-
-std::vector<BlockId> ids(const Sequence& s) { return {s.blocks().begin(), s.blocks().end()}; }
-
-Sequence committed(BlockAllocator& blocks, int num_tokens) {
-  Sequence s{blocks};
-  StepPlan step;
-  REQUIRE(s.append(num_tokens, step));
-  step.commit();
-  return s;
-}
-
-}  // namespace
+using namespace pagedkv_test;
 
 TEST_CASE("appending piece by piece gives the same table as appending at once") {
   for (const int piece : {1, 4, 129}) {
@@ -32,7 +21,7 @@ TEST_CASE("appending piece by piece gives the same table as appending at once") 
     Sequence pieces{others};
     StepPlan step;
     for (int i = 0; i < 3 * 129; i += piece) REQUIRE(pieces.append(min(piece, 3 * 129 - i), step));
-    CHECK(ids(pieces) == ids(whole));
+    CHECK(ids_of(pieces) == ids_of(whole));
     CHECK(pieces.size() == whole.size());
     step.commit();
   }
@@ -46,7 +35,7 @@ TEST_CASE("an append that does not fit changes nothing, also when the tail would
   const auto before = blocks.state_hash();
   CHECK_FALSE(child.append(1, step));
   CHECK(blocks.state_hash() == before);
-  CHECK(ids(child) == ids(parent));
+  CHECK(ids_of(child) == ids_of(parent));
   CHECK(child.size() == 6);
   CHECK(step.empty());
   parent.truncate(4);
@@ -62,7 +51,7 @@ TEST_CASE("a fork costs nothing, whatever the length, and parent and child can d
     const int num_free = blocks.num_free();
     std::optional<Sequence> child = parent->fork();
     CHECK(blocks.num_free() == num_free);
-    CHECK(ids(*child) == ids(*parent));
+    CHECK(ids_of(*child) == ids_of(*parent));
     CHECK(child->num_committed() == size);
     (size % 2 == 0 ? parent : child).reset();
     CHECK(blocks.num_free() == num_free);
@@ -249,9 +238,10 @@ TEST_CASE("a moved sequence is the same sequence, and what it replaces gives its
   Sequence c = std::move(b);
   step.commit();
   CHECK(c.num_committed() == 3);
-  CHECK(b.size() == 0);
-  REQUIRE(b.append(1, step));  // a sequence that was moved from is an empty one
-  step.commit();
+  CHECK_THROWS_AS(static_cast<void>(b.append(1, step)), InvalidArgument);
+  CHECK_THROWS_AS(static_cast<void>(b.fork()), InvalidArgument);
+  b = committed(blocks, 2);
+  CHECK(b.size() == 2);
 }
 
 TEST_CASE("negative and overflowing appends are refused") {
@@ -268,13 +258,67 @@ TEST_CASE("adopted blocks are shared, and a partly used last one is copied on wr
   BlockAllocator blocks{{.num_blocks = 8, .block_size = 4}};
   Sequence owner = committed(blocks, 8);
   Sequence s{blocks};
-  CHECK_THROWS_AS(s.adopt(owner.blocks(), 4), InvalidArgument);
-  s.adopt(owner.blocks(), 7);
+  CHECK_THROWS_AS(s.adopt(ids_of(owner), 4), InvalidArgument);
+  s.adopt(ids_of(owner), 7);
   CHECK(s.num_committed() == 7);
-  CHECK_THROWS_AS(s.adopt(owner.blocks(), 7), InvalidArgument);
+  CHECK_THROWS_AS(s.adopt(ids_of(owner), 7), InvalidArgument);
   StepPlan step;
   REQUIRE(s.append(1, step));
   REQUIRE(step.copies().size() == 1);
   CHECK(step.copies()[0].num_rows == 3);
   step.commit();
+}
+
+TEST_CASE("what may not be published may not be published by forks and after moves either") {
+  BlockAllocator blocks{{.num_blocks = 8, .block_size = 2}};
+  Sequence s = committed(blocks, 3);
+  const Sequence before = s.fork();
+  CHECK(before.may_publish());
+  s.forbid_publishing();
+  CHECK_FALSE(s.may_publish());
+  CHECK_FALSE(s.fork().may_publish());
+  CHECK_FALSE(s.fork().fork().may_publish());
+  CHECK(before.may_publish());
+  const Sequence moved = std::move(s);
+  CHECK_FALSE(moved.may_publish());
+  s = before.fork();
+  CHECK(s.may_publish());
+}
+
+TEST_CASE("of a sequence that was moved from nothing may be asked that needs its allocator") {
+  BlockAllocator blocks{{.num_blocks = 8, .block_size = 2}};
+  Sequence s = committed(blocks, 3);
+  const Sequence moved = std::move(s);
+  StepPlan step;
+  const auto before = blocks.state_hash();
+  CHECK_THROWS_AS(static_cast<void>(s.append(0, step)), InvalidArgument);
+  CHECK_THROWS_AS(static_cast<void>(s.reserve(1, step)), InvalidArgument);
+  CHECK_THROWS_AS(s.accept(0), InvalidArgument);
+  CHECK_THROWS_AS(s.rollback(), InvalidArgument);
+  CHECK_THROWS_AS(s.truncate(0), InvalidArgument);
+  CHECK_THROWS_AS(s.release_before(0), InvalidArgument);
+  CHECK_THROWS_AS(s.adopt({}, 0), InvalidArgument);
+  CHECK_THROWS_AS(s.remap(0, moved.blocks()[0]), InvalidArgument);
+  CHECK_THROWS_AS(static_cast<void>(s.fork()), InvalidArgument);
+  CHECK(blocks.state_hash() == before);
+  CHECK(step.empty());
+}
+
+TEST_CASE("an append to the greatest length there is is refused for blocks, one beyond it as a mistake") {
+  constexpr int most = std::numeric_limits<int>::max();
+  BlockAllocator blocks{{.num_blocks = 1, .block_size = 16}};
+  Sequence s = committed(blocks, 3);
+  StepPlan step;
+  const auto before = blocks.state_hash();
+  CHECK_FALSE(s.append(most - 3, step));
+  CHECK_THROWS_AS(static_cast<void>(s.append(most - 2, step)), InvalidArgument);
+  CHECK_THROWS_AS(static_cast<void>(s.reserve(most, step)), InvalidArgument);
+  CHECK(blocks.state_hash() == before);
+  BlockAllocator huge{{.num_blocks = 2, .block_size = most}};
+  Sequence t{huge};
+  REQUIRE(t.append(3, step));
+  CHECK(t.table().slot(2) == 2);
+  step.commit();
+  CHECK_THROWS_AS(static_cast<void>(t.append(most - 2, step)), InvalidArgument);
+  CHECK(t.blocks().size() == 1);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pagedkv/cache/sequence.hpp"
+#include "pagedkv/cache/table_changes.hpp"
 #include "pagedkv/cache/tables_view.hpp"
 #include "pagedkv/core/error.hpp"
 #include "pagedkv/core/ids.hpp"
@@ -42,7 +43,8 @@ struct RaggedTables {
 };
 
 /// A batch on the host. Each sequence keeps its row until remove(); queries are ordered by row. The memory is allocated
-/// once, so the addresses in view() stay the same.
+/// once, so the addresses in view() stay the same. A row that follows one sequence is written where the sequence has
+/// changed, and changes() tells a copy elsewhere which entries those were.
 class BatchTables {
  public:
   explicit BatchTables(const BatchTablesOptions& options) : options_(options) {
@@ -55,6 +57,8 @@ class BatchTables {
     kv_len_.assign(rows, 0);
     query_begin_.assign(rows + 1, 0);
     is_free_.assign(rows, 0);
+    followed_.resize(rows);
+    changes_ = TableChanges{rows * static_cast<std::size_t>(options.max_blocks_per_seq)};
   }
 
   int max_seqs() const { return options_.max_seqs; }
@@ -74,30 +78,25 @@ class BatchTables {
   /// the last `q_len` of them are queries. O(blocks), and O(rows behind it) where a removed row is used again.
   int add(const Sequence& sequence, int q_len) {
     require_block_size(sequence);
-    return add(sequence.blocks(), sequence.size(), q_len);
+    const int row = claim_row(sequence.table().num_blocks(), sequence.size(), q_len);
+    follow(row, sequence, q_len);
+    return row;
   }
 
   /// The same for blocks from elsewhere; `blocks` are at least ceil(kv_len / block_size).
   int add(std::span<const BlockId> blocks, int kv_len, int q_len) {
-    check_row(blocks, kv_len, q_len, 0);
-    const auto removed = std::find(is_free_.begin(), is_free_.begin() + num_rows_, 1);
-    const int row = static_cast<int>(removed - is_free_.begin());
-    require(row < options_.max_seqs, "BatchTables::add: sequences at most", options_.max_seqs, row + 1);
-    if (row == num_rows_) {
-      query_begin_[static_cast<std::size_t>(row) + 1] = num_tokens();
-      ++num_rows_;
-    }
-    is_free_[static_cast<std::size_t>(row)] = 0;
+    const int row = claim_row(std::ssize(blocks), kv_len, q_len);
     write_row(row, blocks, kv_len, q_len);
     return row;
   }
 
-  /// Writes a row anew after the sequence has changed. O(blocks), and O(rows behind it) if q_len changes.
+  /// Brings a row up to date after the sequence has changed: O(changed blocks) where it has followed the same sequence
+  /// through at most one copy-on-write, truncation or window since, else O(blocks); O(rows behind it) if q_len changes.
   void update(int row, const Sequence& sequence, int q_len) {
     require_block_size(sequence);
     require(is_free_[checked(row)] == 0, "BatchTables::update: row", "in use", "removed");
-    check_row(sequence.blocks(), sequence.size(), q_len, this->q_len(row));
-    write_row(row, sequence.blocks(), sequence.size(), q_len);
+    check_row(sequence.table().num_blocks(), sequence.size(), q_len, this->q_len(row));
+    follow(row, sequence, q_len);
   }
 
   /// Empties a row: no keys, no queries; the rows behind it keep their place.
@@ -122,6 +121,9 @@ class BatchTables {
     }
     return make_view(num_rows_, max_q_len, max_kv_len);
   }
+
+  /// Which entries of the table have changed, for copies that follow it.
+  const TableChanges& changes() const { return changes_; }
 
   /// All max_seqs rows, those not in use with no keys and no queries, and the bounds that the caller promises to keep:
   /// what a CUDA graph is captured with.
@@ -173,7 +175,7 @@ class BatchTables {
                    in.context_lens[static_cast<std::size_t>(row)], length(in.query_begin, row));
     require(in.slot_mapping.empty() || in.slot_mapping == next.to_padded().slot_mapping, "PaddedTables: slot_mapping",
             "the slots of block_tables", "others");
-    *this = next;  // into the same memory
+    replace_by(next);
   }
 
   /// Replaces the batch.
@@ -195,7 +197,7 @@ class BatchTables {
       next.add_row(std::span(in.kv_block_ids).subspan(first, static_cast<std::size_t>(num_blocks)),
                    static_cast<int>(kv_len), length(in.q_begin, row));
     }
-    *this = next;
+    replace_by(next);
   }
 
  private:
@@ -206,12 +208,57 @@ class BatchTables {
     return static_cast<std::size_t>(row);
   }
 
+  // Of the sequence that a row was written from last: what its table looked like then.
+  struct Followed {
+    std::uint64_t allocator = 0;
+    std::uint64_t table = 0;
+    std::uint64_t num_edits = 0;
+  };
+
+  int claim_row(std::ptrdiff_t num_blocks, int kv_len, int q_len) {
+    check_row(num_blocks, kv_len, q_len, 0);
+    const auto removed = std::find(is_free_.begin(), is_free_.begin() + num_rows_, 1);
+    const int row = static_cast<int>(removed - is_free_.begin());
+    require(row < options_.max_seqs, "BatchTables::add: sequences at most", options_.max_seqs, row + 1);
+    if (row == num_rows_) {
+      query_begin_[static_cast<std::size_t>(row) + 1] = num_tokens();
+      ++num_rows_;
+    }
+    is_free_[static_cast<std::size_t>(row)] = 0;
+    return row;
+  }
+
+  void follow(int row, const Sequence& sequence, int q_len) {
+    const BlockTable& table = sequence.table();
+    const Followed now{table.allocator()->id(), table.id(), table.num_edits()};
+    Followed& before = followed_[static_cast<std::size_t>(row)];
+    const int num_blocks = table.num_blocks(), num_before = ceil_div(kv_len(row), options_.block_size);
+    int begin = 0, end = num_blocks;  // the old entries to be read again
+    if (before.allocator == now.allocator && before.table == now.table && now.num_edits - before.num_edits <= 1) {
+      begin = end = min(num_before, num_blocks);
+      if (now.num_edits != before.num_edits) begin = min(begin, table.last_edit().first);
+      if (now.num_edits != before.num_edits) end = min(end, table.last_edit().second);
+    }
+    const auto copy = [&](int first, int last) {
+      table.for_each_chunk(first, last, [&](std::span<const BlockId> chunk) {
+        write_entries(row, first, chunk);
+        first += static_cast<int>(chunk.size());
+      });
+    };
+    copy(begin, end);
+    copy(max(end, num_before), num_blocks);
+    erase_entries(row, num_blocks, num_before);
+    write_lengths(row, sequence.size(), q_len);
+    before = now;
+  }
+
   void require_block_size(const Sequence& sequence) const {
+    require(sequence.table().allocator() != nullptr, "BatchTables: sequence", "with an allocator", "moved from");
     require(sequence.table().block_size() == options_.block_size, "BatchTables: sequence's block_size",
             options_.block_size, sequence.table().block_size());
   }
 
-  void check_row(std::span<const BlockId> blocks, int kv_len, int q_len, int q_len_before) const {
+  void check_row(std::ptrdiff_t num_given, int kv_len, int q_len, int q_len_before) const {
     require(kv_len >= 0, "BatchTables: kv_len", "at least 0", kv_len);
     require(q_len >= 0 && q_len <= kv_len, "BatchTables: q_len at most kv_len", kv_len, q_len);
     const std::int64_t num_queries = std::int64_t{num_tokens()} - q_len_before + q_len;
@@ -220,7 +267,7 @@ class BatchTables {
     const int num_blocks = ceil_div(kv_len, options_.block_size);
     require(num_blocks <= options_.max_blocks_per_seq, "BatchTables: blocks of one sequence at most",
             options_.max_blocks_per_seq, num_blocks);
-    require(num_blocks <= std::ssize(blocks), "BatchTables: blocks at least", num_blocks, std::ssize(blocks));
+    require(num_blocks <= num_given, "BatchTables: blocks at least", num_blocks, num_given);
   }
 
   std::ptrdiff_t row_begin(int row) const { return static_cast<std::ptrdiff_t>(row) * options_.max_blocks_per_seq; }
@@ -232,18 +279,41 @@ class BatchTables {
   }
 
   void write_row(int row, std::span<const BlockId> blocks, int kv_len, int q_len) {
+    const int num_blocks = ceil_div(kv_len, options_.block_size);
+    write_entries(row, 0, blocks.first(static_cast<std::size_t>(num_blocks)));
+    erase_entries(row, num_blocks, ceil_div(this->kv_len(row), options_.block_size));
+    write_lengths(row, kv_len, q_len);
+    followed_[static_cast<std::size_t>(row)] = {};
+  }
+
+  void write_entries(int row, int first, std::span<const BlockId> blocks) {
+    auto entry = static_cast<std::size_t>(row_begin(row) + first);
+    for (const BlockId block : blocks) write_entry(entry++, to_index(block));
+  }
+
+  // No id of a longer sequence stays behind.
+  void erase_entries(int row, int first, int last) {
+    for (int i = first; i < last; ++i) write_entry(static_cast<std::size_t>(row_begin(row) + i), unused);
+  }
+
+  void write_entry(std::size_t entry, std::int32_t id) {
+    if (block_ids_[entry] == id) return;
+    block_ids_[entry] = id;
+    changes_.add(entry);
+  }
+
+  void write_lengths(int row, int kv_len, int q_len) {
     const auto index = static_cast<std::size_t>(row);
-    const auto num_blocks = static_cast<std::size_t>(ceil_div(kv_len, options_.block_size));
-    const auto num_before = static_cast<std::size_t>(ceil_div(kv_len_[index], options_.block_size));
-    const auto ids = block_ids_.begin() + row_begin(row);
-    std::ranges::transform(blocks.first(num_blocks), ids, to_index);
-    if (num_before > num_blocks) {  // no id of a longer sequence stays behind
-      std::fill(ids + static_cast<std::ptrdiff_t>(num_blocks), ids + static_cast<std::ptrdiff_t>(num_before), unused);
-    }
     kv_len_[index] = kv_len;
     const int change = q_len - (query_begin_[index + 1] - query_begin_[index]);
     if (change == 0) return;
     for (auto i = index + 1; i <= static_cast<std::size_t>(options_.max_seqs); ++i) query_begin_[i] += change;
+  }
+
+  // Into the same memory; a copy elsewhere must be made anew.
+  void replace_by(const BatchTables& next) {
+    *this = next;
+    changes_.restart();
   }
 
   void add_row(std::span<const std::int32_t> ids, int kv_len, int q_len) {
@@ -276,6 +346,8 @@ class BatchTables {
   std::vector<std::int32_t> kv_len_;       // [max_seqs], 0 where not in use
   std::vector<std::int32_t> query_begin_;  // [max_seqs + 1], constant from num_seqs() on
   std::vector<std::uint8_t> is_free_;      // [max_seqs], 1 for removed rows
+  std::vector<Followed> followed_;         // [max_seqs]
+  TableChanges changes_{0};
 };
 
 }  // namespace v0

@@ -2,89 +2,88 @@
 #pragma once
 
 #include <concepts>
-#include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <limits>
 
-#include "pagedkv/cache/hash.hpp"
+#include "pagedkv/cache/block_lists.hpp"
 #include "pagedkv/core/config.hpp"
+#include "pagedkv/core/error.hpp"
 #include "pagedkv/core/ids.hpp"
 
 namespace pagedkv {
 inline namespace v0 {
 
-/// An order over idle blocks. The cache inserts a block when its last owner lets go (deepest block of a sequence first)
-/// and removes it when it is used again or evicted. coldest() only proposes: the cache never evicts a prefix before its
-/// continuation. prepare() comes before a block's first insert() and may throw; the others may not, since sequences die
-/// and steps are committed by way of them.
+/// What the request that publishes or hits a block asks for. Policies that know no priorities or no deadlines ignore
+/// them. Time is whatever the caller gives to advance().
+struct Retention {
+  static constexpr std::uint8_t max_priority = 15;
+  static constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
+
+  std::uint8_t priority = 0;        // higher stays longer
+  std::int64_t expires_at = never;  // from this time on the block is among the first to go
+
+  /// Throws InvalidArgument. Policies take a retention as it is: whoever receives it from a user checks it.
+  void validate() const {
+    require(priority <= max_priority, "Retention: priority at most", int{max_priority}, int{priority});
+  }
+
+  bool operator==(const Retention&) const = default;
+};
+
+/// An order over idle blocks, made for a number of blocks. The life of a block, as the cache tells it:
+///
+///     published  {insert  touched? remove  | touched}*  forgotten
+///
+/// published: it has an owner and becomes findable; `key` is a 64-bit hash of its content and all that comes before it.
+/// This may throw, before any change; nothing else may, since sequences die and steps are committed by way of the rest.
+/// insert: its last owner let go, deepest block of a sequence first. touched: a request hit it; a block that is touched
+/// while idle is removed next, so a policy may leave it where it is. remove: it has an owner again, or is about to be
+/// forgotten. forgotten: it is no longer findable, `evicted` if to make room.
+///
+/// coldest() proposes, BlockId::none if there is no idle block. The cache never evicts a prefix before its continuation
+/// and walks from the proposal to a leaf, so a good policy proposes leaves: parents are inserted after their children
+/// and are touched whenever those are. advance() tells the time; a time before an earlier one is ignored. prefetch() is
+/// a hint that insert() or remove() of that block comes soon. contains() may be asked of any block. Each call is O(1),
+/// advance() O(deadlines that passed), state_hash() O(blocks).
 template <class Policy>
-concept EvictionPolicy = std::default_initializable<Policy> &&
-    requires(Policy policy, const Policy view, BlockId block) {
-  policy.prepare(block);
+concept EvictionPolicy = std::constructible_from<Policy, std::int32_t> &&
+    requires(Policy policy, const Policy view, BlockId block, std::uint64_t key, Retention retention, bool evicted,
+             std::int64_t now) {
+  policy.published(block, key, retention);
+  policy.touched(block, retention);
   policy.insert(block);
   policy.remove(block);
+  policy.forgotten(block, key, evicted);
+  policy.advance(now);
+  policy.prefetch(block);
   { view.coldest() } -> std::same_as<BlockId>;
   { view.contains(block) } -> std::same_as<bool>;
   { view.size() } -> std::same_as<int>;
   { view.state_hash() } -> std::same_as<std::uint64_t>;
 };
 
-/// Least recently used first: a doubly linked list threaded through an array by block id. O(1) each.
+/// Least recently used first, where use ends when the last owner lets go.
 class LruEviction {
  public:
-  void prepare(BlockId block) {
-    const auto index = static_cast<std::size_t>(to_index(block));
-    if (index >= links_.size()) links_.resize(index + 1);
-  }
+  explicit LruEviction(std::int32_t num_blocks) : idle_(num_blocks) {}
 
-  void insert(BlockId block) {
+  void published([[maybe_unused]] BlockId block, std::uint64_t /*key*/, Retention) { PAGEDKV_ASSERT(!contains(block)); }
+  void touched(BlockId, Retention) {}
+  void insert(BlockId block) { idle_.push_hot(0, block); }
+  void remove(BlockId block) { idle_.unlink(block); }
+  void forgotten([[maybe_unused]] BlockId block, std::uint64_t /*key*/, bool /*evicted*/) {
     PAGEDKV_ASSERT(!contains(block));
-    link(block) = {.colder = hottest_, .hotter = BlockId::none, .linked = true};
-    (hottest_ == BlockId::none ? coldest_ : link(hottest_).hotter) = block;
-    hottest_ = block;
-    ++size_;
   }
+  void advance(std::int64_t /*now*/) {}
+  void prefetch(BlockId block) const { idle_.prefetch(block); }
 
-  void remove(BlockId block) {
-    PAGEDKV_ASSERT(contains(block));
-    const Link gone = link(block);
-    (gone.colder == BlockId::none ? coldest_ : link(gone.colder).hotter) = gone.hotter;
-    (gone.hotter == BlockId::none ? hottest_ : link(gone.hotter).colder) = gone.colder;
-    link(block) = {};
-    --size_;
-  }
-
-  /// BlockId::none when there is no idle block.
-  BlockId coldest() const { return coldest_; }
-
-  bool contains(BlockId block) const {
-    const auto index = static_cast<std::size_t>(to_index(block));
-    return index < links_.size() && links_[index].linked;
-  }
-
-  int size() const { return size_; }
-
-  std::uint64_t state_hash() const {
-    std::uint64_t h = 0;
-    for (BlockId block = coldest_; block != BlockId::none;
-         block = links_[static_cast<std::size_t>(to_index(block))].hotter)
-      h = detail::hash_mix(h, to_index(block));
-    return h;
-  }
+  BlockId coldest() const { return idle_.coldest(0); }
+  bool contains(BlockId block) const { return idle_.is_linked(block); }
+  int size() const { return idle_.size(); }
+  std::uint64_t state_hash() const { return idle_.state_hash(); }
 
  private:
-  struct Link {
-    BlockId colder = BlockId::none;
-    BlockId hotter = BlockId::none;
-    bool linked = false;
-  };
-
-  Link& link(BlockId block) { return links_[static_cast<std::size_t>(to_index(block))]; }
-
-  std::vector<Link> links_;
-  BlockId coldest_ = BlockId::none;
-  BlockId hottest_ = BlockId::none;
-  int size_ = 0;
+  detail::BlockLists<1> idle_;
 };
 
 static_assert(EvictionPolicy<LruEviction>);

@@ -1,10 +1,10 @@
-// PrefixCache: lets a request start from blocks that earlier requests computed; admit, publish, evict.
+// PrefixCache: lets a request start from blocks that earlier requests computed; admit, publish, pin.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -12,11 +12,17 @@
 
 #include "pagedkv/cache/admission.hpp"
 #include "pagedkv/cache/block_allocator.hpp"
+#include "pagedkv/cache/events.hpp"
 #include "pagedkv/cache/eviction.hpp"
+#include "pagedkv/cache/prefix_match.hpp"
+#include "pagedkv/cache/prefix_pending.hpp"
+#include "pagedkv/cache/prefix_pins.hpp"
 #include "pagedkv/cache/prefix_scope.hpp"
-#include "pagedkv/cache/prefix_tree.hpp"
+#include "pagedkv/cache/prefix_store.hpp"
 #include "pagedkv/cache/sequence.hpp"
 #include "pagedkv/cache/step_plan.hpp"
+#include "pagedkv/cache/trace.hpp"
+#include "pagedkv/cache/trace_prefix.hpp"
 #include "pagedkv/core/config.hpp"
 #include "pagedkv/core/error.hpp"
 #include "pagedkv/core/ids.hpp"
@@ -25,35 +31,29 @@
 namespace pagedkv {
 inline namespace v0 {
 
-/// Counted since the cache was made.
-struct PrefixStats {
-  std::int64_t hit_tokens = 0;        // of admitted requests: taken from the cache
-  std::int64_t missed_tokens = 0;     // of admitted requests: to be computed
-  std::int64_t admitted = 0;          // requests
-  std::int64_t rejected = 0;          // refusals, so a request that waits is counted each time it is tried
-  std::int64_t published_blocks = 0;  // duplicates included
-  std::int64_t duplicate_blocks = 0;  // published though the same tokens were there already
-  std::int64_t evicted_blocks = 0;
+struct PrefixCacheOptions {
+  int pin_budget = std::numeric_limits<int>::max();  // blocks in pins at most; a block in several pins counts once
+  int event_capacity = 0;                            // events kept until they are drained; 0: none are recorded
 };
 
 /// Keeps published blocks when their owners are gone, and gives up the coldest when the allocator runs dry. One per
-/// allocator; it must outlive every sequence of that allocator. A hit is decided by comparing tokens. Not thread-safe.
+/// allocator; it must outlive every sequence of that allocator. A hit is decided by comparing tokens; `Hash` only
+/// narrows, so it may be as weak as a constant: (hash of the block before, tokens, extra bytes) -> 64 bits.
+/// Single-owner: one thread at a time, together with the allocator.
 template <EvictionPolicy Eviction = LruEviction, class Hash = BlockHash>
 class BasicPrefixCache {
  public:
-  explicit BasicPrefixCache(BlockAllocator& allocator, Hash hash = {})
-      : allocator_(allocator), tree_(allocator.block_size(), hash) {
-    allocator_.install({.context = this,
-                        .became_idle = [](void* self, BlockId b) { cast(self)->eviction_.insert(b); },
-                        .left_idle = [](void* self, BlockId b) { cast(self)->eviction_.remove(b); },
-                        .evict = [](void* self) { cast(self)->evict(); }});
-  }
-  BasicPrefixCache(const BasicPrefixCache&) = delete;  // the allocator holds its address
+  explicit BasicPrefixCache(BlockAllocator& allocator, const PrefixCacheOptions& options = {}, Hash hash = Hash{})
+      : allocator_(allocator),
+        pending_(allocator),
+        pins_(allocator, options.pin_budget),
+        store_(allocator, options.event_capacity, std::move(hash)) {}
+  BasicPrefixCache(const BasicPrefixCache&) = delete;
   BasicPrefixCache& operator=(const BasicPrefixCache&) = delete;
   ~BasicPrefixCache() {
+    pins_.clear();
+    allocator_.drain();
     PAGEDKV_ASSERT(allocator_.num_used() == 0 && "a sequence or a step plan outlives the prefix cache");
-    clear();
-    allocator_.uninstall();
   }
 
   /// Starts the empty sequence with the longest cached prefix of `tokens` (at most all but the last one: its query must
@@ -62,14 +62,197 @@ class BasicPrefixCache {
   /// exceed the pool. O(tokens); with partial_blocks also O(continuations of the last whole block that is hit).
   Admission admit(std::span<const std::int32_t> tokens, Sequence& sequence, StepPlan& plan,
                   const AdmitOptions& options = {}) {
-    require(&sequence.allocator() == &allocator_, "PrefixCache::admit: sequence", "of the same allocator",
-            "of another");
+    return recorded([&] { return start(tokens, sequence, plan, options); },
+                    [&](Trace& trace, const Admission& admission) {
+                      detail::write_admit(trace, sequence.table().id(), plan.serial(), tokens, options,
+                                          static_cast<bool>(admission));
+                    });
+  }
+
+  /// Tells later requests of the step what the sequence computes in it, as admit() does: for the chunks of a long
+  /// prompt that are appended afterwards. Call it after that append(); what earlier steps computed should be published
+  /// before.
+  void announce(std::span<const std::int32_t> tokens, const Sequence& sequence, const PrefixScope& scope = {}) {
+    check_sequence(sequence, "PrefixCache::announce: sequence");
+    require(std::ssize(tokens) >= sequence.size(), "PrefixCache::announce: tokens at least", sequence.size(),
+            std::ssize(tokens));
+    scope.validate();
+    const int next = sequence.num_committed() / allocator_.block_size();
+    if (!sequence.may_publish() ||
+        !has_block(tokens.first(static_cast<std::size_t>(sequence.size() - sequence.num_drafts())), next))
+      return;
+    match_.clear();
+    if (next > 0) {
+      const BlockId before = sequence.table()[next - 1];
+      if (!allocator_.is_published(before) || !store_.tree().is_current(store_.tree().entry_of(before))) return;
+      match_.entries.assign(static_cast<std::size_t>(next), store_.tree().entry_of(before));
+    }
+    detail::write_scope_key(scope, scope_key_);
+    detail::PendingKey key = pending_key(next, tokens, scope.extras);
+    pending_.prepare();
+    pending_.add(sequence.table()[next], sequence.open_step(), std::move(key));
+    if (Trace* const trace = allocator_.recorder(); trace != nullptr) [[unlikely]]
+      detail::write_announce(*trace, sequence.table().id(), tokens, next * allocator_.block_size(), scope);
+  }
+
+  /// Makes the full, committed blocks of a sequence findable. `tokens` are all of the sequence's tokens (at least those
+  /// of its full committed blocks) and `scope` is the one it was admitted with. Blocks whose tokens are in the cache
+  /// already become duplicates. Does nothing for a sequence that may not publish, or whose published blocks are from
+  /// before reset(). Stops at a block that a sliding window dropped, so publish before release_before(). Running out of
+  /// memory changes nothing. O(newly full blocks); if there are none, nothing is hashed.
+  void publish(std::span<const std::int32_t> tokens, const Sequence& sequence, const PrefixScope& scope = {},
+               const Retention& retention = {}) {
+    record_publish(tokens, sequence, scope, retention, false,
+                   [&] { publish(tokens, sequence, scope, retention, nullptr); });
+  }
+
+  /// The same, but where the cache has a block with the same tokens already, the sequence takes that one and gives its
+  /// own back. Its table changes, so no step that was planned before may still be waiting to read it. Running out of
+  /// memory half-way leaves some duplicates where they are, unpublished; the rest is as it should be.
+  void publish_and_remap(std::span<const std::int32_t> tokens, Sequence& sequence, const PrefixScope& scope = {},
+                         const Retention& retention = {}) {
+    record_publish(tokens, sequence, scope, retention, true, [&] {
+      std::vector<Duplicate> duplicates;
+      publish(tokens, sequence, scope, retention, &duplicates);
+      for (const Duplicate& duplicate : duplicates) {
+        const BlockId copy = copy_to_share(store_.tree(), allocator_, duplicate.entry);
+        if (allocator_.is_idle(copy) && allocator_.num_available() == 0) continue;  // reserved
+        sequence.remap(duplicate.index, copy);
+        store_.eviction().touched(copy, retention);
+        ++store_.stats().remapped_blocks;
+      }
+    });
+  }
+
+  /// How many tokens a request would find now. Changes nothing.
+  int num_cached_tokens(std::span<const std::int32_t> tokens, const PrefixScope& scope = {},
+                        bool partial_blocks = false) const {
+    scope.validate();
+    match_.clear();
+    if (!tokens.empty())
+      match_prefix(store_.tree(), detail::scope_key(scope), tokens, scope.extras, allocator_.block_size(),
+                   partial_blocks, match_);
+    return match_.num_tokens;
+  }
+
+  /// Keeps the cached full blocks that `tokens` begin with from being evicted until unpin(). nullopt, and no change, if
+  /// there are none or more than the budget allows. Pins beyond the budget drop the oldest ones. O(all pinned blocks).
+  std::optional<PinId> pin(std::span<const std::int32_t> tokens, const PrefixScope& scope = {}) {
+    return recorded([&] { return find_and_pin(tokens, scope); },
+                    [&](Trace& trace, std::optional<PinId> pin) {
+                      detail::write_pin(trace, tokens, scope, pin ? static_cast<std::uint64_t>(*pin) : 0);
+                    });
+  }
+
+  /// False if the pin is gone already: the budget or reset() has dropped it.
+  bool unpin(PinId pin) {
+    return recorded(
+        [&] { return pins_.unpin(pin); },
+        [&](Trace& trace, bool unpinned) { detail::write_unpin(trace, static_cast<std::uint64_t>(pin), unpinned); });
+  }
+
+  /// Blocks that the pin keeps; 0 if it is gone. Without an argument: that any pin keeps.
+  int num_pinned_blocks(PinId pin) const { return pins_.num_blocks(pin); }
+  int num_pinned_blocks() const { return pins_.num_blocks(); }
+
+  /// Time passes, for policies that know deadlines. The unit is the caller's.
+  void advance(std::int64_t now) {
+    store_.eviction().advance(now);
+    if (Trace* const trace = allocator_.recorder(); trace != nullptr) detail::write_advance(*trace, now);
+  }
+
+  /// From now on nothing that is cached can be found, e.g. because the weights have changed. Pins are dropped. Blocks
+  /// with owners stay with them, and sequences that have published blocks publish none behind them; the blocks are
+  /// evicted in their turn. A sequence that was computed before but has published nothing yet is not known here: what
+  /// it publishes is found again, so forbid it to publish if its rows have become wrong. O(1), and O(pinned blocks).
+  void reset() {
+    pins_.clear();
+    store_.start_epoch();
+    if (Trace* const trace = allocator_.recorder(); trace != nullptr) trace->write({.op = TraceOp::reset});
+  }
+
+  /// The same, and all blocks without owners are free at once. O(blocks that are cached).
+  void clear() {
+    pins_.clear();
+    store_.clear();
+    if (Trace* const trace = allocator_.recorder(); trace != nullptr) trace->write({.op = TraceOp::clear});
+  }
+
+  const PrefixStats& stats() const { return store_.stats(); }
+
+  /// What was stored and removed since the last call; see CacheEvents.
+  CacheEvents drain_events() { return store_.events().drain(); }
+
+  /// A `stored` event for everything that can be found, parents first. Events that were not drained are forgotten: the
+  /// snapshot knows their outcome. O(cached blocks).
+  std::vector<CacheEvent> snapshot_events() { return store_.events().snapshot(store_.tree()); }
+
+  /// Of the cache and its allocator. For tests: O(everything).
+  void check_invariants() const {
+    store_.check_invariants();
+    pins_.check_invariants();
+  }
+
+  /// Of the cache and its allocator; statistics and events do not count.
+  std::uint64_t state_hash() const {
+    return detail::hash_mix(detail::hash_mix(store_.state_hash(), pins_.state_hash()), pending_.state_hash());
+  }
+
+ private:
+  using Store = detail::PrefixStore<Eviction, Hash>;
+  using Duplicate = typename Store::Duplicate;
+
+  void check_sequence(const Sequence& sequence, const char* what) const {
+    require(&sequence.allocator() == &allocator_, what, "of the same allocator", "of another");
+  }
+
+  // Does `call` without a trace of its parts, and writes it as one operation.
+  template <class Call, class Write>
+  auto recorded(Call call, Write write) {
+    Trace* const trace = allocator_.recorder();
+    if (trace == nullptr) [[likely]]
+      return call();
+    auto result = [&] {
+      const Trace::Pause pause(trace);
+      return call();
+    }();
+    write(*trace, result);
+    return result;
+  }
+
+  // A publication that finds no newly full block does nothing and is not written.
+  template <class Call>
+  void record_publish(std::span<const std::int32_t> tokens, const Sequence& sequence, const PrefixScope& scope,
+                      const Retention& retention, bool remaps, Call call) {
+    Trace* const trace = allocator_.recorder();
+    if (trace == nullptr) [[likely]]
+      return call();
+    const int block_size = allocator_.block_size();
+    const int num_full = sequence.num_committed() / block_size;
+    int first = num_full;
+    while (first > 0 && sequence.table()[first - 1] != BlockId::none &&
+           !allocator_.is_published(sequence.table()[first - 1]))
+      --first;
+    {
+      const Trace::Pause pause(trace);
+      call();
+    }
+    if (first < num_full)
+      detail::write_publish(*trace, sequence.table().id(),
+                            tokens.first(static_cast<std::size_t>(num_full) * static_cast<std::size_t>(block_size)),
+                            max(first - 1, 0) * block_size, scope, retention, remaps);
+  }
+
+  Admission start(std::span<const std::int32_t> tokens, Sequence& sequence, StepPlan& plan,
+                  const AdmitOptions& options) {
+    check_sequence(sequence, "PrefixCache::admit: sequence");
     require(sequence.size() == 0, "PrefixCache::admit: sequence.size()", 0, sequence.size());
     require(!tokens.empty(), "PrefixCache::admit: tokens", "at least 1", 0);
     require(std::ssize(tokens) <= std::numeric_limits<int>::max(), "PrefixCache::admit: tokens", "below 2^31",
             tokens.size());
     require(options.max_append >= 1, "PrefixCache::admit: max_append", "at least 1", options.max_append);
     require(options.watermark >= 0, "PrefixCache::admit: watermark", "at least 0", options.watermark);
+    options.retention.validate();
     const PrefixScope scope = options.scope();
     scope.validate();
     static_cast<void>(sequence.append(0, plan));  // throws now, not half-way, if this plan is not for this sequence
@@ -77,236 +260,133 @@ class BasicPrefixCache {
     const int block_size = allocator_.block_size();
     if (ceil_div(num_tokens, block_size) > allocator_.num_blocks()) return refuse(Refusal::never);
 
-    Match match;
-    if (!options.skip_lookup) match = find_longest(tokens, scope, options.partial_blocks);
-    if (!fits(match, num_tokens, options)) {
-      // A partial hit keeps its source from being evicted until the commit; without it there is one block more.
-      match = whole_blocks_of(match);
-      if (!fits(match, num_tokens, options)) return refuse(Refusal::later);
+    detail::write_scope_key(scope, scope_key_);
+    match_.clear();
+    if (!options.no_read)
+      match_prefix(store_.tree(), scope_key_, tokens, scope.extras, block_size, options.partial_blocks, match_);
+    const int next = match_.num_tokens / block_size;  // the first block to be computed
+    const bool is_known = std::ssize(match_.entries) > next && match_.num_tokens % block_size == 0;
+    const bool gains_by_waiting =
+        options.partial_blocks ? match_.num_tokens + 1 < num_tokens : std::int64_t{next + 1} * block_size < num_tokens;
+    if (options.twins == Twins::wait && !options.no_read && !is_known && gains_by_waiting && has_block(tokens, next) &&
+        pending_.contains(pending_key(next, tokens, scope.extras))) {
+      ++store_.stats().rejected_twins;
+      return refuse(Refusal::twin);
     }
-    const int to_compute = num_tokens - match.num_tokens;
-    const int appended = min(to_compute, options.max_append);
-    sequence.adopt(match.blocks, match.num_tokens);
-    try {
-      [[maybe_unused]] const bool has_room = sequence.append(appended, plan);  // copies a partly used last block
-      PAGEDKV_ASSERT(has_room);
-    } catch (...) {  // out of memory
-      sequence.truncate(0);
-      throw;
-    }
+    if (const std::optional<Refusal> refusal = find_room(num_tokens, options)) return refuse(*refusal);
 
-    ++stats_.admitted;
-    if (!options.skip_lookup) {
-      stats_.hit_tokens += match.num_tokens;
-      stats_.missed_tokens += to_compute;
+    const int to_compute = num_tokens - match_.num_tokens;
+    const int appended = min(to_compute, options.max_append);
+    const auto length = static_cast<std::size_t>(match_.num_tokens + appended);
+    std::optional<detail::PendingKey> pending;
+    if (!options.no_write && !is_known && has_block(tokens.first(length), next)) {
+      pending = pending_key(next, tokens, scope.extras);
+      pending_.prepare();
     }
-    return Admitted{.cached = match.num_tokens, .to_compute = to_compute, .appended = appended};
+    sequence.prepare(static_cast<int>(match_.blocks.size()), appended, plan);  // from here on memory is not short
+    sequence.adopt(match_.blocks, match_.num_tokens);
+    detail::undo_on_failure(
+        [&] {
+          [[maybe_unused]] const bool has_room = sequence.append(appended, plan);  // copies a partly used last block
+          PAGEDKV_ASSERT(has_room);
+        },
+        [&] { sequence.truncate(0); });  // too many holds of one block
+
+    for (const BlockId block : match_.blocks) store_.eviction().touched(block, options.retention);
+    if (pending) pending_.add(sequence.table()[next], plan.serial(), std::move(*pending));
+    if (options.no_write) sequence.forbid_publishing();
+    PrefixStats& stats = store_.stats();
+    ++stats.admitted;
+    if (!options.no_read) {
+      stats.hit_tokens += match_.num_tokens;
+      stats.missed_tokens += to_compute;
+    }
+    return Admitted{.cached = match_.num_tokens, .to_compute = to_compute, .appended = appended};
   }
 
-  /// Makes the full, committed blocks of a sequence findable. `tokens` are all of the sequence's tokens (at least those
-  /// of its full committed blocks) and `scope` is the one it was admitted with. Blocks whose tokens are in the cache
-  /// already become duplicates. Stops at a block that a sliding window dropped, so publish before release_before().
-  /// O(newly full blocks); if there are none, nothing is hashed.
-  void publish(std::span<const std::int32_t> tokens, const Sequence& sequence, const PrefixScope& scope = {}) {
-    require(&sequence.allocator() == &allocator_, "PrefixCache::publish: sequence", "of the same allocator",
-            "of another");
+  std::optional<PinId> find_and_pin(std::span<const std::int32_t> tokens, const PrefixScope& scope) {
+    scope.validate();
+    match_.clear();
+    const detail::EntryId root = store_.tree().find_root(detail::scope_key(scope));
+    if (root == detail::EntryId::none) return std::nullopt;
+    match_blocks(store_.tree(), root, tokens, scope.extras, allocator_.block_size(), match_.entries);
+    if (match_.entries.empty()) return std::nullopt;
+    match_.num_tokens = static_cast<int>(match_.entries.size()) * allocator_.block_size();
+    choose_blocks(store_.tree(), allocator_, match_);
+    if (match_.num_idle > allocator_.num_available()) return std::nullopt;  // reserved
+    return pins_.pin(match_.blocks, store_.stats().dropped_pins);
+  }
+
+  Refusal refuse(Refusal refusal) {
+    ++store_.stats().rejected;
+    return refusal;
+  }
+
+  void publish(std::span<const std::int32_t> tokens, const Sequence& sequence, const PrefixScope& scope,
+               const Retention& retention, std::vector<Duplicate>* duplicates) {
+    check_sequence(sequence, "PrefixCache::publish: sequence");
     const int block_size = allocator_.block_size();
     const int num_full = sequence.num_committed() / block_size;
     require(std::ssize(tokens) >= static_cast<std::ptrdiff_t>(num_full) * block_size,
             "PrefixCache::publish: tokens at least", num_full * block_size, std::ssize(tokens));
-    int first = num_full;
-    while (first > 0 && tree_.entry_of(block_of(sequence, first - 1)) == EntryId::none) --first;
-    if (first == num_full) return;
-    scope.validate();
-
-    EntryId parent = first > 0 ? tree_.entry_of(block_of(sequence, first - 1)) : EntryId::none;
-    require(first == 0 || std::ranges::equal(tree_.tokens_of(parent), block_tokens(tokens, first - 1)),
-            "PrefixCache::publish: tokens", "those of the blocks published before", "others");
-    for (int i = first; i < num_full; ++i) {
-      const BlockId block = block_of(sequence, i);
-      if (block == BlockId::none) return;
-      std::string root_key = i == 0 ? detail::scope_key(scope) : std::string();
-      std::string extra = detail::extras_key(scope.extras, i * block_size, block_size);
-      tree_.prepare(block);  // memory runs out here or not at all
-      eviction_.prepare(block);
-      if (i == 0) parent = find_or_insert(EntryId::none, {}, std::move(root_key)).entry;
-      const auto [entry, is_new] = find_or_insert(parent, block_tokens(tokens, i), std::move(extra));
-      allocator_.publish(block);
-      tree_.attach(entry, block);
-      ++stats_.published_blocks;
-      stats_.duplicate_blocks += !is_new;
-      parent = entry;
-    }
+    if (sequence.may_publish()) store_.publish(tokens, sequence.table(), num_full, scope, retention, duplicates);
   }
 
-  /// Forgets everything; blocks with owners stay with them. O(blocks).
-  void clear() {
-    for (int i = 0; i < tree_.block_bound(); ++i)
-      if (allocator_.is_published(BlockId{i})) allocator_.unpublish(BlockId{i});
-    tree_.clear();
+  bool has_block(std::span<const std::int32_t> tokens, int index) const {
+    return (index + 1) * std::int64_t{allocator_.block_size()} <= std::ssize(tokens);
   }
 
-  const PrefixStats& stats() const { return stats_; }
-
-  /// Of the cache and its allocator. For tests: O(everything).
-  void check_invariants() const {
-    allocator_.check_invariants();
-    tree_.check_invariants();
-    [[maybe_unused]] int num_idle = 0;
-    for (int i = 0; i < allocator_.num_blocks(); ++i) {
-      const BlockId block{i};
-      PAGEDKV_ASSERT(allocator_.is_published(block) == (tree_.entry_of(block) != EntryId::none));
-      PAGEDKV_ASSERT(allocator_.is_idle(block) == eviction_.contains(block));
-      num_idle += allocator_.is_idle(block);
-    }
-    PAGEDKV_ASSERT(num_idle == eviction_.size() && num_idle == allocator_.num_idle());
-  }
-
-  /// Of the cache and its allocator; statistics do not count.
-  std::uint64_t state_hash() const {
-    return detail::hash_mix(detail::hash_mix(allocator_.state_hash(), tree_.state_hash()), eviction_.state_hash());
-  }
-
- private:
-  using EntryId = detail::EntryId;
-
-  // The cached blocks that a request can start from; of the last one perhaps only some rows.
-  struct Match {
-    std::vector<BlockId> blocks;
-    int num_tokens = 0;
-  };
-
-  static BasicPrefixCache* cast(void* self) { return static_cast<BasicPrefixCache*>(self); }
-
-  static BlockId block_of(const Sequence& sequence, int index) {
-    return sequence.blocks()[static_cast<std::size_t>(index)];
-  }
-
-  std::span<const std::int32_t> block_tokens(std::span<const std::int32_t> tokens, int index) const {
-    const auto block_size = static_cast<std::size_t>(allocator_.block_size());
-    return tokens.subspan(static_cast<std::size_t>(index) * block_size, block_size);
-  }
-
-  Refusal refuse(Refusal refusal) {
-    ++stats_.rejected;
-    return refusal;
-  }
-
-  Match find_longest(std::span<const std::int32_t> tokens, const PrefixScope& scope, bool partial_blocks) const {
-    Match match;
+  // What a twin of the block behind the match can be told by. The scope is in scope_key_.
+  detail::PendingKey pending_key(int index, std::span<const std::int32_t> tokens,
+                                 std::span<const PrefixExtra> extras) const {
     const int block_size = allocator_.block_size();
-    const int num_full = static_cast<int>(tokens.size()) / block_size;
-    EntryId last = tree_.find(EntryId::none, {}, detail::scope_key(scope));
-    if (last == EntryId::none) return match;
-    int depth = 0;
-    for (; depth < num_full; ++depth) {
-      const EntryId next = tree_.find(last, block_tokens(tokens, depth),
-                                      detail::extras_key(scope.extras, depth * block_size, block_size));
-      if (next == EntryId::none) break;
-      match.blocks.push_back(copy_to_share(next));
-      last = next;
+    detail::PendingKey key{.parent = detail::EntryId::none,
+                           .generation = store_.tree().epoch(),
+                           .tokens = detail::block_tokens(tokens, index, block_size),
+                           .extra = detail::extras_key(extras, index * block_size, block_size)};
+    if (index == 0) {
+      key.extra.insert(0, scope_key_);
+    } else {
+      key.parent = match_.entries[static_cast<std::size_t>(index) - 1];
+      key.generation = store_.tree().generation(key.parent);
     }
-    match.num_tokens = depth * block_size;
-    if (partial_blocks) extend_by_rows(match, last, tokens, scope);
-
-    // The last token is always computed, and a hit never ends inside an extra.
-    int end = min(match.num_tokens, static_cast<int>(tokens.size()) - 1);
-    for (int before = -1; before != end;) {
-      before = end;
-      end = detail::outside_extras(scope.extras, end);
-      if (!partial_blocks) end -= end % block_size;
-    }
-    match.num_tokens = end;
-    match.blocks.resize(static_cast<std::size_t>(ceil_div(end, block_size)), BlockId::none);
-    return match;
+    return key;
   }
 
-  // Looks for the child of `last` that shares most rows with the tokens behind the match.
-  void extend_by_rows(Match& match, EntryId last, std::span<const std::int32_t> tokens,
-                      const PrefixScope& scope) const {
-    const auto rest = tokens.subspan(static_cast<std::size_t>(match.num_tokens));
-    if (!detail::extras_key(scope.extras, match.num_tokens, allocator_.block_size()).empty()) return;
-    std::ptrdiff_t longest = 0;
-    EntryId best = EntryId::none;
-    for (EntryId child = tree_.first_child(last); child != EntryId::none; child = tree_.next_sibling(child)) {
-      if (!tree_.extra(child).empty()) continue;
-      const auto rows = tree_.tokens_of(child);
-      const auto common = std::ranges::mismatch(rows, rest).in1 - rows.begin();
-      if (common > longest) {
-        longest = common;
-        best = child;
-      }
+  // Chooses the blocks of the match, or says why the request does not fit.
+  std::optional<Refusal> find_room(int num_tokens, const AdmitOptions& options) {
+    choose_blocks(store_.tree(), allocator_, match_);
+    int num_missing = missing_blocks(num_tokens, options);
+    if (num_missing > 0 && allocator_.has_dead_tables()) {
+      allocator_.drain();
+      choose_blocks(store_.tree(), allocator_, match_);
+      num_missing = missing_blocks(num_tokens, options);
     }
-    if (best == EntryId::none) return;
-    match.blocks.push_back(copy_to_share(best));
-    match.num_tokens += static_cast<int>(longest);
-  }
-
-  // A copy that has an owner costs nothing that is available.
-  BlockId copy_to_share(EntryId entry) const {
-    for (BlockId copy = tree_.canonical(entry); copy != BlockId::none; copy = tree_.next_copy(copy))
-      if (!allocator_.is_idle(copy)) return copy;
-    return tree_.canonical(entry);
-  }
-
-  Match whole_blocks_of(const Match& match) const {
-    const int num_blocks = match.num_tokens / allocator_.block_size();
-    return {.blocks = {match.blocks.begin(), match.blocks.begin() + num_blocks},
-            .num_tokens = num_blocks * allocator_.block_size()};
+    if (num_missing > 0 && match_.num_tokens % allocator_.block_size() > 0) {
+      // A partial hit keeps its source from being evicted until the commit; without it there is one block more.
+      match_.num_tokens = detail::whole_blocks(options.extras, match_.num_tokens, allocator_.block_size());
+      choose_blocks(store_.tree(), allocator_, match_);
+      num_missing = missing_blocks(num_tokens, options);
+    }
+    if (num_missing <= 0) return std::nullopt;
+    return pins_.num_freeable(match_.blocks) >= num_missing ? Refusal::pinned : Refusal::later;
   }
 
   // Exact: idle hits are no longer available, and a partly used last block costs the block it is copied to.
-  bool fits(const Match& match, int num_tokens, const AdmitOptions& options) const {
+  int missing_blocks(int num_tokens, const AdmitOptions& options) const {
     const int block_size = allocator_.block_size();
-    const int end = match.num_tokens + min(num_tokens - match.num_tokens, options.max_append);
-    const int num_new = ceil_div(end, block_size) - match.num_tokens / block_size;
-    int num_available = allocator_.num_available();
-    for (const BlockId block : match.blocks) num_available -= allocator_.is_idle(block);
-    return num_new <= num_available - options.watermark;
-  }
-
-  struct FoundEntry {
-    EntryId entry;
-    bool is_new;
-  };
-
-  FoundEntry find_or_insert(EntryId parent, std::span<const std::int32_t> tokens, std::string&& extra) {
-    const EntryId found = tree_.find(parent, tokens, extra);
-    if (found != EntryId::none) return {.entry = found, .is_new = false};
-    return {.entry = tree_.insert(parent, tokens, std::move(extra)), .is_new = true};
-  }
-
-  void withdraw(BlockId block) {
-    tree_.detach(block);
-    allocator_.unpublish(block);
-  }
-
-  // Frees the coldest idle block, but no prefix before its continuations: a block whose tokens have no second copy
-  // waits until what follows it is gone. What follows can have owners while it is idle itself only where a sliding
-  // window dropped it; those blocks leave the cache, not their owners.
-  void evict() {
-    const BlockId coldest = eviction_.coldest();
-    const EntryId entry = tree_.entry_of(coldest);
-    if (tree_.has_duplicates(entry)) return evict(coldest);
-    for (;;) {
-      EntryId leaf = entry;
-      while (tree_.first_child(leaf) != EntryId::none) leaf = tree_.first_child(leaf);
-      BlockId block = tree_.canonical(leaf);
-      while (block != BlockId::none && !allocator_.is_idle(block)) block = tree_.next_copy(block);
-      if (block != BlockId::none) return evict(block);
-      withdraw(tree_.canonical(leaf));
-    }
-  }
-
-  void evict(BlockId block) {
-    withdraw(block);
-    ++stats_.evicted_blocks;
+    const int end = match_.num_tokens + min(num_tokens - match_.num_tokens, options.max_append);
+    const int num_new = ceil_div(end, block_size) - match_.num_tokens / block_size;
+    const std::int64_t num_left = std::int64_t{allocator_.num_available()} - match_.num_idle - options.watermark;
+    return static_cast<int>(min<std::int64_t>(num_new - num_left, std::numeric_limits<int>::max()));
   }
 
   BlockAllocator& allocator_;
-  detail::PrefixTree<Hash> tree_;
-  Eviction eviction_;
-  PrefixStats stats_;
+  mutable detail::PrefixMatch match_;  // of the call under way, kept for its memory
+  std::string scope_key_;              // the same
+  detail::PendingBlocks pending_;
+  detail::PrefixPins pins_;
+  Store store_;
 };
 
 using PrefixCache = BasicPrefixCache<>;

@@ -1,6 +1,7 @@
 // PrefixScope: what besides tokens must be equal for two prefixes to share K and V, and its bytes in a cache key.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -41,7 +42,9 @@ struct PrefixScope {
 namespace detail {
 
 inline void append_number(std::string& bytes, std::uint64_t value) {
-  for (int shift = 0; shift < 64; shift += 8) bytes.push_back(static_cast<char>((value >> shift) & 0xff));
+  char little_endian[8];
+  for (int i = 0; i < 8; ++i) little_endian[i] = static_cast<char>((value >> (8 * i)) & 0xff);
+  bytes.append(little_endian, 8);
 }
 
 inline void append_field(std::string& bytes, char tag, std::string_view value) {
@@ -51,23 +54,34 @@ inline void append_field(std::string& bytes, char tag, std::string_view value) {
 }
 
 /// The key of the root of all prefixes of a scope.
-inline std::string scope_key(const PrefixScope& scope) {
-  std::string bytes;
-  bytes.push_back('s');
+inline void write_scope_key(const PrefixScope& scope, std::string& bytes) {
+  bytes.assign(1, 's');
   append_number(bytes, scope.salt);
   append_field(bytes, 'm', scope.model);
   append_field(bytes, 'a', scope.adapter);
+}
+
+inline std::string scope_key(const PrefixScope& scope) {
+  std::string bytes;
+  write_scope_key(scope, bytes);
   return bytes;
+}
+
+/// The first extra that ends behind `position`.
+inline auto first_extra_behind(std::span<const PrefixExtra> extras, int position) {
+  return std::partition_point(extras.begin(), extras.end(),
+                              [position](const PrefixExtra& extra) { return extra.end <= position; });
 }
 
 /// What the extras add to the key of the block with the positions begin .. begin + block_size - 1; empty without
 /// extras.
 inline std::string extras_key(std::span<const PrefixExtra> extras, int begin, int block_size) {
   std::string bytes;
-  for (const PrefixExtra& extra : extras) {
+  const std::int64_t end = std::int64_t{begin} + block_size;
+  for (auto at = first_extra_behind(extras, begin); at != extras.end() && at->begin < end; ++at) {
+    const PrefixExtra& extra = *at;
     const int first = max(extra.begin, begin);
-    const int last = static_cast<int>(min<std::int64_t>(extra.end, std::int64_t{begin} + block_size));
-    if (first >= last) continue;
+    const int last = static_cast<int>(min<std::int64_t>(extra.end, end));
     bytes.push_back('x');
     append_number(bytes, static_cast<std::uint64_t>(first - begin));        // where it starts in the block
     append_number(bytes, static_cast<std::uint64_t>(last - first));         // how much of it is in the block

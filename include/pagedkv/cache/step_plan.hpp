@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "pagedkv/cache/block_allocator.hpp"
@@ -23,9 +25,41 @@ struct BlockCopy {
   std::int32_t num_rows;
 };
 
-/// Filled by Sequence::append and PrefixCache::admit, executed by a back end, closed by commit(). It holds ids and
-/// slots, never pointers to sequences. Copies come first and do not depend on each other; then each layer's rows are
-/// stored.
+namespace detail {
+
+/// The items of a step: a vector whose push_back() is a store and no more, as room was made for the item before.
+template <class T>
+class StepItems {
+ public:
+  std::size_t size() const { return size_; }
+  std::size_t capacity() const { return capacity_; }
+  bool empty() const { return size_ == 0; }
+  T* begin() const { return items_.get(); }
+  T* end() const { return items_.get() + size_; }
+  T& operator[](std::size_t i) const { return items_[i]; }
+  void clear() { size_ = 0; }
+  void push_back(const T& item) { items_[size_++] = item; }
+  T* extend(std::size_t count) { return items_.get() + std::exchange(size_, size_ + count); }  // to be written
+  void make_room(std::size_t count) {
+    if (size_ + count <= capacity_) return;
+    const std::size_t capacity = std::max(size_ + count, 2 * capacity_);
+    auto items = std::make_unique_for_overwrite<T[]>(capacity);
+    std::copy_n(items_.get(), size_, items.get());
+    items_ = std::move(items);
+    capacity_ = capacity;
+  }
+
+ private:
+  std::unique_ptr<T[]> items_;
+  std::size_t size_ = 0;
+  std::size_t capacity_ = 0;
+};
+
+}  // namespace detail
+
+/// Filled by Sequence::append, Sequence::reserve and PrefixCache::admit, executed by a back end, closed by commit(). It
+/// holds ids and slots, never pointers to sequences. Copies come first and do not depend on each other; then each
+/// layer's rows are stored.
 class StepPlan {
  public:
   StepPlan() = default;
@@ -44,42 +78,56 @@ class StepPlan {
   std::span<const BlockCopy> copies() const { return copies_; }
 
   /// One slot per appended row, in the order of the appends; dead_slot where the row was truncated meanwhile.
-  std::span<const Slot> slots() const { return slots_; }
+  std::span<const Slot> slots() const { return {slots_.begin(), slots_.end()}; }
 
   int num_rows() const { return static_cast<int>(slots_.size()); }
   bool empty() const { return slots_.empty() && copies_.empty(); }
 
-  /// Everything this step writes is enqueued: its tokens become committed, the sources of its copies are let go, and
-  /// the plan is empty, ready for the next step.
+  /// Names the step while it is open: 0 before the first append and after commit().
+  std::uint64_t serial() const { return serial_; }
+
+  /// Everything this step writes is enqueued: its tokens become committed, the blocks they fill are sealed, the sources
+  /// of its copies are let go, and the plan is empty, ready for the next step. O(copies + filled blocks).
   void commit() {
     if (allocator_ == nullptr) return;
+    for (const Filled& filled : filled_)
+      if (slots_[static_cast<std::size_t>(filled.last_row)] != dead_slot) allocator_->seal(filled.block);
     for (const BlockCopy& copy : copies_) allocator_->drop_hold(copy.source);
-    allocator_->close_step(serial_);
+    allocator_->open_steps_.close(serial_);
+    allocator_->walk(BlockAllocator::walk_step);
+    allocator_->trace({.op = TraceOp::commit, .b = static_cast<std::uint32_t>(serial_)});
     allocator_ = nullptr;
     serial_ = 0;
     num_live_rows_ = 0;
     copies_.clear();
     slots_.clear();
+    filled_.clear();
   }
 
  private:
   friend class Sequence;
+
+  // A row behind which its block is full.
+  struct Filled {
+    int last_row;
+    BlockId block;
+  };
 
   void check_allocator(const BlockAllocator& allocator) const {
     require(allocator_ == nullptr || allocator_ == &allocator, "StepPlan: allocators in one step", 1, 2);
   }
 
   // Makes room before anything changes, so that append() cannot fail half-way.
-  void prepare(BlockAllocator& allocator, int num_rows) {
-    allocator.reserve_step();
-    const auto rows = slots_.size() + static_cast<std::size_t>(num_rows);
-    if (rows > slots_.capacity()) slots_.reserve(std::max(rows, 2 * slots_.capacity()));
+  void prepare(BlockAllocator& allocator, int num_rows, int num_blocks) {
+    if (allocator_ == nullptr) allocator.open_steps_.reserve();
+    slots_.make_room(static_cast<std::size_t>(num_rows));
+    filled_.make_room(static_cast<std::size_t>(num_blocks));
     if (copies_.size() == copies_.capacity()) copies_.reserve(2 * copies_.size() + 1);
   }
 
   std::uint64_t open(BlockAllocator& allocator) {
     if (allocator_ == nullptr) {
-      serial_ = allocator.open_step(*this);
+      serial_ = allocator.open_steps_.open(*this);
       allocator_ = &allocator;
     }
     return serial_;
@@ -90,10 +138,23 @@ class StepPlan {
     copies_.push_back(copy);
   }
 
-  void add_row(Slot slot) {
-    slots_.push_back(slot);
+  bool has_room_for_row() const { return slots_.size() < slots_.capacity() && filled_.size() < filled_.capacity(); }
+
+  void add_row(BlockId block, int block_size, int row) {
     ++num_live_rows_;
+    slots_.push_back(static_cast<Slot>(to_index(block)) * block_size + row);
+    if (row + 1 == block_size) fills(block);
   }
+
+  // Rows that lie one behind the other in one block.
+  void add_rows(Slot first, int count) {
+    num_live_rows_ += count;
+    Slot* const slots = slots_.extend(static_cast<std::size_t>(count));
+    for (int i = 0; i < count; ++i) slots[i] = first + i;
+  }
+
+  // The newest row is the last one of its block, and with it the block is full.
+  void fills(BlockId block) { filled_.push_back({num_rows() - 1, block}); }
 
   void kill_rows(int first, int count) {
     for (int row = first; row < first + count; ++row) {
@@ -103,18 +164,12 @@ class StepPlan {
     }
   }
 
-  // The pending copy into `destination`, if there is one.
-  const BlockCopy* find_copy(BlockId destination) const {
-    const auto copy = std::find_if(copies_.begin(), copies_.end(),
-                                   [destination](const BlockCopy& c) { return c.destination == destination; });
-    return copy == copies_.end() ? nullptr : &*copy;
-  }
-
   void cancel_copy(BlockId destination) {
-    const BlockCopy* copy = find_copy(destination);
-    if (copy == nullptr) return;
+    const auto copy =
+        std::ranges::find_if(copies_, [destination](const BlockCopy& c) { return c.destination == destination; });
+    if (copy == copies_.end()) return;
     const BlockId source = copy->source;
-    copies_.erase(copies_.begin() + (copy - copies_.data()));
+    copies_.erase(copy);
     allocator_->drop_hold(source);
   }
 
@@ -122,7 +177,8 @@ class StepPlan {
   std::uint64_t serial_ = 0;
   int num_live_rows_ = 0;
   std::vector<BlockCopy> copies_;
-  std::vector<Slot> slots_;
+  detail::StepItems<Slot> slots_;
+  detail::StepItems<Filled> filled_;
 };
 
 }  // namespace v0

@@ -16,6 +16,17 @@
 #define PAGEDKV_HD
 #endif
 
+/// Without exceptions (-fno-exceptions, or this macro) a broken precondition ends the program instead: PAGEDKV_FAIL
+/// gets the message, a const char*, and may not return. Running out of blocks is a value either way; std:: containers
+/// that run out of memory end the program, too.
+#if !defined(PAGEDKV_NO_EXCEPTIONS) && !defined(__cpp_exceptions)
+#define PAGEDKV_NO_EXCEPTIONS
+#endif
+#if defined(PAGEDKV_NO_EXCEPTIONS) && !defined(PAGEDKV_FAIL)
+#include <cstdlib>
+#define PAGEDKV_FAIL(message) std::abort()
+#endif
+
 /// Says "if this is false, the library is wrong". Define it before the first include to replace it.
 /// By default it is the standard assert; under NDEBUG it is compiled (so its variables count as used) but never run.
 #ifndef PAGEDKV_ASSERT

@@ -3,10 +3,14 @@
 
 #include <concepts>
 #include <cstdio>
+#include <exception>
+#include <new>
 #include <source_location>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+
+#include "pagedkv/core/config.hpp"
 
 namespace pagedkv {
 inline namespace v0 {
@@ -47,17 +51,86 @@ inline std::string where(const std::source_location& location) {
   return " (" + std::string(file) + ":" + std::to_string(location.line()) + ")";
 }
 
+template <class Exception>
+[[noreturn]] void raise([[maybe_unused]] const std::string& message) {
+#ifdef PAGEDKV_NO_EXCEPTIONS
+  PAGEDKV_FAIL(message.c_str());
+#else
+  throw Exception(message);
+#endif
+}
+
+[[noreturn]] inline void raise_bad_alloc() {
+#ifdef PAGEDKV_NO_EXCEPTIONS
+  PAGEDKV_FAIL("out of memory");
+#else
+  throw std::bad_alloc();
+#endif
+}
+
+/// Calls f(); if that throws, calls undo() and throws on.
+template <class Function, class Undo>
+void undo_on_failure(Function&& f, [[maybe_unused]] Undo&& undo) {
+#ifdef PAGEDKV_NO_EXCEPTIONS
+  f();
+#else
+  try {
+    f();
+  } catch (...) {
+    undo();
+    throw;
+  }
+#endif
+}
+
+/// Calls f(); returns what it throws, or null.
+template <class Function>
+std::exception_ptr exception_of(Function&& f) {
+#ifdef PAGEDKV_NO_EXCEPTIONS
+  f();
+#else
+  try {
+    f();
+  } catch (...) {
+    return std::current_exception();
+  }
+#endif
+  return nullptr;
+}
+
+/// Calls f(); returns what an Exception that it throws says, or nothing.
+template <class Exception, class Function>
+std::string message_of(Function&& f) {
+#ifdef PAGEDKV_NO_EXCEPTIONS
+  f();
+#else
+  try {
+    f();
+  } catch (const Exception& exception) {
+    return exception.what();
+  }
+#endif
+  return {};
+}
+
+// Apart and never inlined, so that a check costs a compare and a branch.
+template <class Expected, class Got>
+[[noreturn, gnu::cold, gnu::noinline]] void fail(std::string_view what, const Expected& expected, const Got& got,
+                                                 const std::source_location& location) {
+  raise<InvalidArgument>(std::string(what) + " " + describe(expected) + " expected, " + describe(got) + " given" +
+                         where(location));
+}
+
 }  // namespace detail
 
 /// Throws InvalidArgument "<what> <expected> expected, <got> given (file:line)" unless `condition` holds.
 /// `expected` and `got` are text, numbers or bools, e.g. require(d == 128, "problem.kv: head_dim", 128, d).
 template <class Expected, class Got>
-void require(bool condition, std::string_view what, const Expected& expected, const Got& got,
-             const std::source_location location = std::source_location::current()) {
-  if (condition) [[likely]]
-    return;
-  throw InvalidArgument(std::string(what) + " " + detail::describe(expected) + " expected, " + detail::describe(got) +
-                        " given" + detail::where(location));
+[[gnu::always_inline]] inline void require(bool condition, std::string_view what, const Expected& expected,
+                                           const Got& got,
+                                           const std::source_location location = std::source_location::current()) {
+  if (!condition) [[unlikely]]
+    detail::fail(what, expected, got, location);
 }
 
 }  // namespace v0

@@ -39,17 +39,16 @@ struct InlineExecutor {
 /// turns; a task must not call its own executor.
 class ThreadExecutor {
  public:
-  /// `num_threads` counts the calling thread. Throws InvalidArgument below 1, std::system_error where the machine has no
-  /// more threads.
+  /// `num_threads` counts the calling thread. Throws InvalidArgument below 1, std::system_error where the machine has
+  /// no more threads.
   explicit ThreadExecutor(int num_threads = default_num_threads()) {
     require(num_threads >= 1, "ThreadExecutor: num_threads", "at least 1", num_threads);
     workers_.reserve(static_cast<std::size_t>(num_threads) - 1);
-    try {
-      for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { serve(); });
-    } catch (...) {
-      stop();
-      throw;
-    }
+    pagedkv::detail::undo_on_failure(
+        [&] {
+          for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { serve(); });
+        },
+        [this] { stop(); });
   }
   ThreadExecutor(const ThreadExecutor&) = delete;  // the workers hold its address
   ThreadExecutor& operator=(const ThreadExecutor&) = delete;
@@ -108,12 +107,10 @@ class ThreadExecutor {
 
   void work(Job& job) {
     for (int task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.num_tasks;) {
-      try {
-        job.call(job.function, task);
-      } catch (...) {
+      if (const std::exception_ptr error = pagedkv::detail::exception_of([&] { job.call(job.function, task); })) {
         job.next.store(job.num_tasks, std::memory_order_relaxed);
         const std::lock_guard lock(mutex_);
-        if (!job.error) job.error = std::current_exception();
+        if (!job.error) job.error = error;
       }
     }
   }
@@ -151,11 +148,9 @@ struct OpenMpExecutor {
     std::exception_ptr error;
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < num_tasks; ++i) {
-      try {
-        f(i);
-      } catch (...) {
+      if (const std::exception_ptr thrown = pagedkv::detail::exception_of([&] { f(i); })) {
 #pragma omp critical(pagedkv_executor_error)
-        error = std::current_exception();
+        error = thrown;
       }
     }
     if (error) std::rethrow_exception(error);

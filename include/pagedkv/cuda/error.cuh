@@ -13,15 +13,15 @@ namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
 
-/// Throws CudaError "<what>: <name>, <message> (file:line)" unless `status` is cudaSuccess. CUDA's own note of the failure
-/// is cleared, where it can be: who catches the error may go on, and the next launch does not report it again.
+/// Throws CudaError "<what>: <name>, <message> (file:line)" unless `status` is cudaSuccess. CUDA's own note of the
+/// failure is cleared, where it can be: who catches the error may go on, and the next launch does not report it again.
 inline void check(cudaError_t status, std::string_view what,
                   const std::source_location location = std::source_location::current()) {
   if (status == cudaSuccess) [[likely]]
     return;
   static_cast<void>(cudaGetLastError());
-  throw CudaError(std::string(what) + ": " + cudaGetErrorName(status) + ", " + cudaGetErrorString(status) +
-                  pagedkv::detail::where(location));
+  pagedkv::detail::raise<CudaError>(std::string(what) + ": " + cudaGetErrorName(status) + ", " +
+                                    cudaGetErrorString(status) + pagedkv::detail::where(location));
 }
 
 }  // namespace cuda

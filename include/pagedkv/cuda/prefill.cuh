@@ -74,8 +74,9 @@ void launch_prefill(const Problem& problem, const V& variant, cudaStream_t strea
 }  // namespace detail
 
 /// Ragged queries against paged keys (FlashAttention-2, arXiv:2307.08691), any block size and both orders of a pool.
-/// Made for many queries a sequence; one or none is right, too, but wastes most of a tile of 64. Rows of a tile multiply the
-/// same values, hidden ones by 0: an Inf or NaN in V of a live key makes NaN of rows that do not see it, too.
+/// Made for many queries a sequence; one or none is right, too, but wastes most of a tile of 64. Rows of a tile
+/// multiply the same values, hidden ones by 0: an Inf or NaN in V of a live key makes NaN of rows that do not see it,
+/// too.
 ///   HeadDim, HeadDimV   multiples of 16 up to 256, of K and of V; q, K, V and out all bf16 or all f16
 ///   workspace           says which GPU; its memory is not used
 /// Enqueues one kernel on `stream`; never allocates, never synchronises (so it can be captured in a graph; lengths and
@@ -91,7 +92,7 @@ void prefill(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& 
   require(problem.head_dim() == HeadDim, "prefill: head_dim", HeadDim, problem.head_dim());
   require(problem.head_dim_v() == HeadDimV, "prefill: head_dim_v", HeadDimV, problem.head_dim_v());
   const Support support = prefill_support(problem, workspace.device());
-  if (!support) throw InvalidArgument(std::string("prefill: ") + support.reason);
+  if (!support) pagedkv::detail::raise<InvalidArgument>(std::string("prefill: ") + support.reason);
   constexpr PrefillPolicy policy = choose_prefill(min_arch, max(HeadDim, HeadDimV), sizeof(Q));
   detail::launch_prefill<PrefillSm80Config<Q, HeadDim, HeadDimV, policy>>(problem, variant, stream);
 }

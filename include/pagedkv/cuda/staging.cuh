@@ -43,8 +43,9 @@ class StagedArray {
 
   std::byte* device() const { return device_.data(); }
 
-  /// Host memory of the array's size, holding anything: write it, then call upload. Throws InvalidArgument while
-  /// `stream` captures a graph: the graph would copy from memory that later steps overwrite.
+  /// Host memory of the array's size, holding anything: write it, then call upload. Kernels enqueued on `stream` in
+  /// between may read it, too. Throws InvalidArgument while `stream` captures a graph: the graph would copy from memory
+  /// that later steps overwrite.
   std::byte* fill(cudaStream_t stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(stream, &status), "upload");

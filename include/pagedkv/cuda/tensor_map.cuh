@@ -28,7 +28,8 @@ inline EncodeTiled encode_tiled() {
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &found),
           "tensor_map");
-    if (found != cudaDriverEntryPointSuccess) throw CudaError("tensor_map: the driver knows no tensor maps");
+    if (found != cudaDriverEntryPointSuccess)
+      pagedkv::detail::raise<CudaError>("tensor_map: the driver knows no tensor maps");
     return reinterpret_cast<EncodeTiled>(address);
   }();
   return function;
@@ -36,8 +37,8 @@ inline EncodeTiled encode_tiled() {
 
 }  // namespace detail
 
-/// The map of `tensor`, for cp_async_bulk_tensor_5d. Computed by the CPU alone: nothing is enqueued, and a graph that is
-/// being captured does not mind. Throws CudaError where the driver refuses.
+/// The map of `tensor`, for cp_async_bulk_tensor_5d. Computed by the CPU alone: nothing is enqueued, and a graph that
+/// is being captured does not mind. Throws CudaError where the driver refuses.
 inline ptx::TensorMap tensor_map(const BoxedKv& tensor) {
   constexpr std::uint32_t every_element[5] = {1, 1, 1, 1, 1};
   const CUtensorMapSwizzle swizzle = tensor.box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
@@ -49,7 +50,7 @@ inline ptx::TensorMap tensor_map(const BoxedKv& tensor) {
                              tensor.strides_bytes, tensor.box, every_element, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS)
-    throw CudaError("tensor_map: the driver answers " + std::to_string(static_cast<int>(status)));
+    pagedkv::detail::raise<CudaError>("tensor_map: the driver answers " + std::to_string(static_cast<int>(status)));
   return std::bit_cast<ptx::TensorMap>(map);
 }
 

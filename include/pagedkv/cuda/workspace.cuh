@@ -7,11 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <span>
 #include <string_view>
 
 #include "pagedkv/attention/online_softmax.hpp"
 #include "pagedkv/cache/batch_tables.hpp"
 #include "pagedkv/cache/step_plan.hpp"
+#include "pagedkv/cache/table_changes.hpp"
 #include "pagedkv/cache/tables_view.hpp"
 #include "pagedkv/core/error.hpp"
 #include "pagedkv/core/ids.hpp"
@@ -19,7 +21,10 @@
 #include "pagedkv/core/view.hpp"
 #include "pagedkv/cuda/device.cuh"
 #include "pagedkv/cuda/device.hpp"
+#include "pagedkv/cuda/error.cuh"
+#include "pagedkv/cuda/kernels/apply_changes.cuh"
 #include "pagedkv/cuda/kernels/partials.cuh"
+#include "pagedkv/cuda/launch.cuh"
 #include "pagedkv/cuda/memory.cuh"
 #include "pagedkv/cuda/staging.cuh"
 
@@ -47,8 +52,8 @@ struct WorkspaceOptions {
 
 /// Belongs to the device that was current when it was made, and to one stream at a time: calls that share a workspace
 /// must be ordered. Making one allocates and synchronises; using one does neither (a host that is num_buffers uploads
-/// ahead waits for the oldest). Addresses never change, so a captured graph stays valid and sees each new upload; so does
-/// every view that an earlier upload returned: enqueue what reads one batch before uploading the next, or use two.
+/// ahead waits for the oldest). Addresses never change, so a captured graph stays valid and sees each new upload; so
+/// does every view that an earlier upload returned: enqueue what reads one batch before uploading the next, or use two.
 class Workspace {
  public:
   /// Throws InvalidArgument on a capacity below 1, CudaError where memory runs out.
@@ -59,38 +64,39 @@ class Workspace {
         step_(step_bytes(options), options.num_buffers),
         outputs_(size(options.max_partials) * size(round_up(options.head_dim_v, 4))),
         softmax_(size(options.max_partials)),
-        arrivals_(size(options.max_partials)) {}
+        arrivals_(size(options.max_partials)) {
+    cudaFuncAttributes unused;  // asking loads the kernel, for which the first upload would else wait
+    check(cudaFuncGetAttributes(&unused, changes_apply_kernel<ChangesConfig>), "workspace: load");
+  }
 
   const WorkspaceOptions& options() const { return options_; }
   const DeviceInfo& device() const { return device_; }
 
   /// Copies block tables and lengths to the device, stream-ordered; the host may change its own at once. Sequences
-  /// behind the fill get no queries and no keys. Throws InvalidArgument, before anything is enqueued, if the batch
-  /// exceeds the capacities or the stream captures a graph.
+  /// behind the fill get no queries and no keys; their ids, like all that no kernel reads (see TablesView), may be left
+  /// of earlier batches. Throws InvalidArgument, before anything is enqueued, if the batch exceeds the capacities or
+  /// the stream captures a graph.
   TablesView<Space::device> upload(const TablesView<Space::host>& tables, cudaStream_t stream) {
-    const std::int64_t num_seqs = tables.num_seqs(), width = tables.block_ids.extents[1];
-    require(num_seqs <= options_.max_seqs, "workspace: sequences, at most", options_.max_seqs, num_seqs);
-    require(width <= options_.max_blocks_per_seq, "workspace: blocks of a sequence, at most",
-            options_.max_blocks_per_seq, width);
-    auto* const kv_len = reinterpret_cast<std::int32_t*>(tables_.fill(stream));
-    auto* const query_begin = kv_len + options_.max_seqs;
-    auto* const block_ids = query_begin + options_.max_seqs + 1;
-    query_begin[0] = 0;
-    for (std::int64_t s = 0; s < options_.max_seqs; ++s) {
-      kv_len[s] = s < num_seqs ? tables.kv_len(s) : 0;
-      query_begin[s + 1] = s < num_seqs ? tables.query_begin(s + 1) : query_begin[s];
-    }
-    for (std::int64_t s = 0; s < num_seqs; ++s)
-      for (std::int64_t i = 0; i < width; ++i) block_ids[s * options_.max_blocks_per_seq + i] = tables.block_ids(s, i);
-    const std::size_t num_integers =
-        2 * size(options_.max_seqs) + 1 + size(num_seqs) * size(options_.max_blocks_per_seq);
-    tables_.upload(num_integers * sizeof(std::int32_t), stream);
-    return tables_view(num_seqs, tables.max_q_len, tables.max_kv_len);
+    auto* const block_ids = reinterpret_cast<std::int32_t*>(fill_lengths(tables, stream));
+    for (std::int64_t s = 0; s < tables.num_seqs(); ++s)
+      for (std::int64_t i = 0; i < tables.block_ids.extents[1]; ++i)
+        block_ids[s * options_.max_blocks_per_seq + i] = tables.block_ids(s, i);
+    return send(tables, size(tables.num_seqs()) * row_bytes(), stream);
   }
 
-  TablesView<Space::device> upload(const BatchTables& tables, cudaStream_t stream) {
-    return upload(tables.view(), stream);
+  /// The same for a batch that comes step after step: where the last upload of tables was of this batch too, only the
+  /// entries that have changed since, and all lengths. Whole where they are too many, or the batch has forgotten them.
+  TablesView<Space::device> upload(const BatchTables& batch, cudaStream_t stream) {
+    const TablesView<Space::host> tables = batch.view();
+    const auto changes = batch.changes().since(on_device_);
+    const bool is_whole = !changes || changes->size() * sizeof(ChangedEntry) > size(tables.num_seqs()) * row_bytes();
+    const auto uploaded = is_whole ? upload(tables, stream) : upload_changes(tables, *changes, stream);
+    on_device_ = batch.changes().version();
+    return uploaded;
   }
+
+  /// What the last upload of tables sent to the device.
+  std::size_t last_upload_bytes() const { return last_upload_bytes_; }
 
   /// What to capture a graph with: all max_seqs rows, at the addresses that every upload fills. Replays may bring any
   /// lengths up to the stated bounds.
@@ -144,12 +150,60 @@ class Workspace {
     at_least_1(options.head_dim_v, "workspace: head_dim_v");
     return options;
   }
-  static std::size_t table_bytes(const WorkspaceOptions& options) {
-    const std::size_t num_seqs = size(options.max_seqs);
-    return (2 * num_seqs + 1 + num_seqs * size(options.max_blocks_per_seq)) * sizeof(std::int32_t);
+  static std::size_t length_bytes(const WorkspaceOptions& options) {
+    return (2 * size(options.max_seqs) + 1) * sizeof(std::int32_t);
   }
+  static std::size_t table_bytes(const WorkspaceOptions& options) {
+    return length_bytes(options) + size(options.max_seqs) * size(options.max_blocks_per_seq) * sizeof(std::int32_t);
+  }
+  std::size_t row_bytes() const { return size(options_.max_blocks_per_seq) * sizeof(std::int32_t); }
   static std::size_t step_bytes(const WorkspaceOptions& options) {
     return size(options.max_tokens) * sizeof(Slot) + size(options.max_copies) * sizeof(BlockCopy);
+  }
+
+  // Checks the batch and writes its lengths to a staging buffer; returns the place behind them. From here on the device
+  // follows no batch, until an upload has succeeded.
+  std::byte* fill_lengths(const TablesView<Space::host>& tables, cudaStream_t stream) {
+    const std::int64_t num_seqs = tables.num_seqs(), width = tables.block_ids.extents[1];
+    require(num_seqs <= options_.max_seqs, "workspace: sequences, at most", options_.max_seqs, num_seqs);
+    require(width <= options_.max_blocks_per_seq, "workspace: blocks of a sequence, at most",
+            options_.max_blocks_per_seq, width);
+    std::byte* const data = tables_.fill(stream);
+    on_device_ = {};
+    auto* const kv_len = reinterpret_cast<std::int32_t*>(data);
+    auto* const query_begin = kv_len + options_.max_seqs;
+    query_begin[0] = 0;
+    for (std::int64_t s = 0; s < options_.max_seqs; ++s) {
+      kv_len[s] = s < num_seqs ? tables.kv_len(s) : 0;
+      query_begin[s + 1] = s < num_seqs ? tables.query_begin(s + 1) : query_begin[s];
+    }
+    return data + length_bytes(options_);
+  }
+
+  // The copy of the lengths goes behind the kernel: a Launch::overlap_previous directly behind it would read the tables
+  // too early, and behind a copy it does not.
+  TablesView<Space::device> upload_changes(const TablesView<Space::host>& tables, std::span<const std::int64_t> entries,
+                                           cudaStream_t stream) {
+    auto* const changes = reinterpret_cast<ChangedEntry*>(fill_lengths(tables, stream));
+    const std::int64_t count = list_changes(entries, tables.block_ids, changes);
+    if (count > 0) {
+      auto* const block_ids = reinterpret_cast<std::int32_t*>(tables_.device() + length_bytes(options_));
+      const auto num_ctas = static_cast<unsigned>(ceil_div<std::int64_t>(count, ChangesConfig::threads));
+      launch(changes_apply_kernel<ChangesConfig>, {.grid = dim3(num_ctas), .threads = ChangesConfig::threads},
+             Launch::after_previous, stream, "upload: launch",
+             dense_view<Space::device>(static_cast<const ChangedEntry*>(changes), {count}),
+             dense_view<Space::device>(block_ids, {options_.max_seqs, options_.max_blocks_per_seq}));
+    }
+    const auto uploaded = send(tables, 0, stream);
+    last_upload_bytes_ += size(count) * sizeof(ChangedEntry);
+    return uploaded;
+  }
+
+  // Enqueues the copy of the lengths and of `id_bytes` behind them.
+  TablesView<Space::device> send(const TablesView<Space::host>& tables, std::size_t id_bytes, cudaStream_t stream) {
+    last_upload_bytes_ = length_bytes(options_) + id_bytes;
+    tables_.upload(last_upload_bytes_, stream);
+    return tables_view(tables.num_seqs(), tables.max_q_len, tables.max_kv_len);
   }
 
   TablesView<Space::device> tables_view(std::int64_t num_seqs, int max_q_len, int max_kv_len) const {
@@ -177,6 +231,8 @@ class Workspace {
   DeviceArray<float> outputs_;  // [max_partials, head_dim_v in steps of 16 bytes]
   DeviceArray<OnlineSoftmax> softmax_;
   DeviceArray<unsigned> arrivals_;
+  TableVersion on_device_;  // the batch and its changes that tables_ holds
+  std::size_t last_upload_bytes_ = 0;
 };
 
 }  // namespace cuda
