@@ -96,7 +96,7 @@ class DeadlineWheel {
 /// later deadline holds; with a lower one it stays as it is; of an expired block any hit replaces it. So a passer-by
 /// neither shortens nor prolongs what a more important request asked for. Two retentions are not kept side by side: a
 /// high priority with a near deadline takes the place of a low one with a far deadline. 16 bytes a block beside the
-/// order's 8, for deadlines; untouched until a block is published.
+/// order's 8 for deadlines, in memory that is not touched where there are none.
 class PriorityEviction {
  public:
   explicit PriorityEviction(std::int32_t num_blocks)
@@ -127,7 +127,7 @@ class PriorityEviction {
 
   void forgotten(BlockId block, std::uint64_t /*key*/, bool /*evicted*/) {
     PAGEDKV_ASSERT(!contains(block));
-    keep(block, {.priority = 0, .expires_at = 0});
+    keep(block, {});
   }
 
   void advance(std::int64_t now) {
@@ -169,17 +169,18 @@ class PriorityEviction {
     PAGEDKV_ASSERT(0 <= to_index(block) && to_index(block) < idle_.num_blocks());
     return static_cast<std::size_t>(to_index(block));
   }
-  std::int64_t deadline(BlockId block) const { return deadlines_[index(block)]; }
+  std::int64_t deadline(BlockId block) const { return deadlines_[index(block)] ^ Retention::never; }
   bool is_expired(BlockId block) const { return deadline(block) <= wheel_.now(); }
 
   void keep(BlockId block, Retention retention) {
     idle_.set_tag(block, retention.priority);
-    deadlines_[index(block)] = retention.expires_at;
+    std::int64_t& stored = deadlines_[index(block)];
+    if (const std::int64_t wanted = retention.expires_at ^ Retention::never; stored != wanted) stored = wanted;
   }
 
   detail::BlockLists<num_lists> idle_;  // a block's tag is its priority
   detail::DeadlineWheel wheel_;
-  detail::LazyZeros<std::int64_t> deadlines_;
+  detail::LazyZeros<std::int64_t> deadlines_;  // xor never: what was not written has none
 };
 
 static_assert(EvictionPolicy<PriorityEviction>);
