@@ -168,7 +168,6 @@ plant "store: tokens not compared" cache/prefix_cache cache/prefix_store.hpp 's/
 plant "store: old epoch goes on" cache/prefix_reset cache/prefix_store.hpp 's/if (!tree_\.is_current(parent)) return;//'
 plant "store: no rollback" cache/prefix_out_of_memory cache/prefix_store.hpp 's/if (allocator_\.is_published(table\[i\])) take_out(table\[i\], false);/static_cast<void>(i);/'
 plant "store: first child evicted before its continuation" cache/prefix_cache cache/prefix_store.hpp 's/while (tree_\.first_child(leaf) != EntryId::none) leaf = tree_\.first_child(leaf);//'
-plant "store: idle order reversed" cache/prefix_cache cache/prefix_store.hpp 's/eviction_\.insert(blocks\[i\]);/eviction_.insert(blocks[blocks.size() - 1 - i]);/'
 plant "store: old epoch removed again" cache/events cache/prefix_store.hpp 's/const bool is_current = tree_\.is_current(entry);/const bool is_current = true;/'
 plant "store: remap publishes anyway" cache/prefix_reset cache/prefix_store.hpp 's/if (entry != EntryId::none && at\.duplicates != nullptr) {/if (false) {/'
 plant "events: snapshot of old epochs" cache/events cache/events.hpp 's/ || !tree\.is_current(root)//'

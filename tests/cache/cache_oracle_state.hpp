@@ -163,7 +163,7 @@ class CacheOracleState : public CoreOracle {
     if ((index + 1) * block_size_ > all.size()) return false;
     const std::uint64_t value = published_.value_behind(all.values, index);
     return (published_.copies(value).empty() || !surely) && std::ranges::any_of(pending_, [&](const Pending& pending) {
-             const bool is_written = naive_[pending.block].state() == BlockState::writing;
+             const bool is_written = blocks_->state(pending.block) == BlockState::writing;
              return pending.value == value && is_written && (pending.is_sure || !surely);
            });
   }

@@ -1,4 +1,4 @@
-// Every allocation of every call of random scenarios fails once, and blocks run out before each append: nothing changes.
+// Each allocation of each call of random scenarios fails once, and blocks run out before each append: nothing changes.
 #include <doctest/doctest.h>
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 #include "cache/operations.hpp"
 #include "cache/oracle.hpp"
 
-// Not inlined, or GCC takes malloc and operator delete for a mismatched pair. Arrays too: a sanitizer has its own for them.
+// Not inlined, or GCC takes malloc and operator delete for a mismatched pair. A sanitizer has array forms of its own.
 [[gnu::noinline]] void* operator new(std::size_t size) {
   if (pagedkv_test::AllocationFailures::is_due()) throw std::bad_alloc();
   if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;

@@ -54,9 +54,9 @@ inline Scenario random_scenario(unsigned seed, int num_operations, bool has_cach
   if (below(3) == 0) scenario.num_blocks = 4 + static_cast<int>(below(9));
   if (below(3) == 0) scenario.block_size = 1 + static_cast<int>(below(4));
   if (seed % 32 == 31) {
-    scenario.num_blocks = seed % 256 == 255 ? 3000 : 200 + static_cast<int>(below(200));
+    scenario.num_blocks = seed % 64 == 63 ? 10'000 : 200 + static_cast<int>(below(200));
     scenario.block_size = 1;
-    num_operations /= scenario.num_blocks / 40;
+    num_operations /= scenario.num_blocks >= 10'000 ? 10 : scenario.num_blocks / 40;
   }
   constexpr std::array<int, num_kinds> weights = {30, 7, 8, 12, 2, 10, 3, 8,  2, 2, 2, 14, 5, 2,
                                                   5,  4, 3, 1,  5, 16, 2, 14, 1, 3, 2, 2,  1, 1};

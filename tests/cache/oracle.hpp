@@ -36,7 +36,7 @@ class CoreOracle : public AllocatorOracle {
       case Kind::append: {
         const bool reserved = op.seed % 5 == 0 && !reservations_.empty();
         const int count = amount % (op.seed % 4 != 0   ? 3
-                                    : block_size_ == 1 ? blocks_->num_blocks() / 3
+                                    : block_size_ == 1 ? blocks_->num_blocks() / 2
                                                        : 3 * block_size_ + 1);
         append(s, plan, count, op.seed, false, reserved ? &reservations_.back() : nullptr);
         break;
