@@ -185,7 +185,7 @@ plant "a guarded block is free before its step retires" cache/exhaustive cache/b
 plant "a block that is written again stays sealed" cache/model cache/block_allocator.hpp 's/    if (records_.is_sealed(id)) records_.set_sealed(id, false);/    static_cast<void>(id);/'
 plant "commit keeps the sources of copies" cache/exhaustive cache/step_plan.hpp 's/    for (const BlockCopy\& copy : copies_) allocator_->drop_hold(copy.source);//'
 plant "a row that was killed seals its block" cache/exhaustive cache/step_plan.hpp 's/      if (slots_\[static_cast<std::size_t>(filled.last_row)\] != dead_slot) allocator/      allocator/'
-plant "dead tables are not walked before an append is refused" cache/model cache/block_allocator.hpp 's/      if (!nodes_.has_dead()) return false;/      return false;/'
+plant "dead tables are not walked before an append is refused" cache/long_tables cache/block_allocator.hpp 's/      if (!nodes_.has_dead()) return false;/      return false;/'
 plant "memory runs out when a guard is half on" cache/failure_injection cache/block_allocator.hpp 's/^.*guards_.reserve(.*$//'
 plant "a table makes no room before it is changed" cache/failure_injection cache/sequence.hpp 's/      table_.prepare(num_new, copies_tail ? 1 : 0);//'
 plant "a partial hit is cut into an image" cache/exhaustive cache/prefix_cache.hpp 's/match_.num_tokens = detail::whole_blocks(options.extras, match_.num_tokens, allocator_.block_size());/match_.num_tokens -= match_.num_tokens % allocator_.block_size();/'
