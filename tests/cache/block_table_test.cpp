@@ -16,25 +16,12 @@
 #include <utility>
 #include <vector>
 
+#include "cache/counted_new.hpp"
 #include "pagedkv/cache/block_allocator.hpp"
 #include "support/random.hpp"
 
-namespace {
-
-long num_allocations = 0;
-
-}  // namespace
-
-// Not inlined, or GCC takes malloc and operator delete for a mismatched pair.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  ++num_allocations;
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-
 using namespace pagedkv;
+using pagedkv_test::num_allocations;
 
 static_assert(std::random_access_iterator<BlockIds::Iterator>);
 static_assert(!std::is_copy_constructible_v<BlockTable> && !std::is_copy_assignable_v<BlockTable>);

@@ -8,20 +8,9 @@
 
 #include "cache/allocation_failures.hpp"
 #include "cache/cache_oracle.hpp"
+#include "cache/counted_new.hpp"
 #include "cache/operations.hpp"
 #include "cache/oracle.hpp"
-
-// Not inlined, or GCC takes malloc and operator delete for a mismatched pair. A sanitizer has array forms of its own.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (pagedkv_test::AllocationFailures::is_due()) throw std::bad_alloc();
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new[](std::size_t size) { return operator new(size); }
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 

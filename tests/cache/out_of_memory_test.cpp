@@ -12,31 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "cache/counted_new.hpp"
 #include "cache/fake_reclaimer.hpp"
 #include "cache/sequences.hpp"
 #include "pagedkv/cache/sequence.hpp"
-
-namespace {
-
-int allocations_left = -1;  // negative: no limit
-long num_allocations = 0;
-std::size_t largest_allocation = 0;
-
-}  // namespace
-
-// Not inlined, or GCC takes malloc and operator delete for a mismatched pair.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (allocations_left >= 0 && allocations_left-- == 0) throw std::bad_alloc();
-  ++num_allocations;
-  largest_allocation = pagedkv::max(largest_allocation, size);
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void* operator new[](std::size_t size) { return operator new(size); }  // a sanitizer brings its own
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 using namespace pagedkv;
 using namespace pagedkv_test;
@@ -96,13 +75,13 @@ int fail_each_allocation(SetUp set_up, Operation operation) {
     const std::uint64_t before = world.blocks.state_hash();
     const auto shape = world.shape();
     bool failed = false, succeeded = false;
-    allocations_left = failing;
+    pagedkv_test::AllocationFailures::num_left = failing;
     try {
       succeeded = operation(world);
     } catch (const std::bad_alloc&) {
       failed = true;
     }
-    allocations_left = -1;
+    pagedkv_test::AllocationFailures::num_left = -1;
     CAPTURE(failing);
     REQUIRE(failed != succeeded);
     if (!failed) return failing;

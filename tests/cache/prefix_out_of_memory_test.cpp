@@ -9,25 +9,11 @@
 #include <new>
 #include <string>
 
+#include "cache/counted_new.hpp"
 #include "cache/prefix_server.hpp"
 #include "cache/tokens.hpp"
 #include "pagedkv/cache/eviction_priority.hpp"
 #include "pagedkv/cache/eviction_s3fifo.hpp"
-
-namespace {
-
-int allocations_left = -1;  // negative: no limit
-
-}  // namespace
-
-// Not inlined, or GCC takes malloc and operator delete for a mismatched pair.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  if (allocations_left >= 0 && allocations_left-- == 0) throw std::bad_alloc();
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 using namespace pagedkv;
 
@@ -55,13 +41,13 @@ int fail_each_allocation(SetUp set_up, Operation operation) {
     const std::uint64_t before = world.cache.state_hash();
     const PrefixStats stats = world.cache.stats();
     bool failed = false, succeeded = false;
-    allocations_left = failing;
+    pagedkv_test::AllocationFailures::num_left = failing;
     try {
       succeeded = operation(world);
     } catch (const std::bad_alloc&) {
       failed = true;
     }
-    allocations_left = -1;
+    pagedkv_test::AllocationFailures::num_left = -1;
     CAPTURE(failing);
     REQUIRE(failed != succeeded);
     if (!failed) return failing;
@@ -137,10 +123,10 @@ TEST_CASE("events that cannot be drained for lack of memory stay") {
   World<PrefixCache> w;
   w.serve(iota(13));
   for (int failing = 0; failing < 3; ++failing) {
-    allocations_left = failing;
+    pagedkv_test::AllocationFailures::num_left = failing;
     CHECK_THROWS_AS(static_cast<void>(w.cache.drain_events()), std::bad_alloc);
   }
-  allocations_left = -1;
+  pagedkv_test::AllocationFailures::num_left = -1;
   CHECK(w.cache.drain_events().events.size() == 3);
 }
 
@@ -152,14 +138,14 @@ TEST_CASE("giving back, evicting, resetting and clearing need no memory") {
   w.cache.drain_events();
   std::array<BlockId, 40> out;
   const auto pin = w.cache.pin(iota(20));
-  allocations_left = 0;
+  pagedkv_test::AllocationFailures::num_left = 0;
   w.sequence.truncate(0);
   const bool unpinned = w.cache.unpin(*pin);
   const bool allocated = w.blocks.allocate(out);
   w.blocks.release(out);
   w.cache.reset();
   w.cache.clear();
-  allocations_left = -1;
+  pagedkv_test::AllocationFailures::num_left = -1;
   CHECK(unpinned);
   CHECK(allocated);
   CHECK(w.cache.stats().evicted_blocks == 16);

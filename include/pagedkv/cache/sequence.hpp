@@ -142,7 +142,7 @@ class Sequence {
     check_alive();
     const int num_new = ceil_div(num_tokens, table_.block_size()) + 1;
     table_.prepare(num_adopted + num_new, 1);
-    plan.prepare(allocator(), num_tokens, num_new);
+    plan.prepare(pool(), num_tokens, num_new);
     make_room_for_rows(plan);
   }
 
