@@ -55,6 +55,20 @@ static_assert(VariantFor<Chain<DeviceAlibi, Causal>, Space::device> &&
               !VariantFor<Chain<DeviceAlibi, Causal>, Space::host>);
 static_assert(VariantFor<Chain<Chain<HostAlibi, Causal>, SoftCap>, Space::host>);
 
+static_assert(keeps_logits_v<Causal> && !keeps_logits_v<DeviceAlibi> && !keeps_logits_v<Add>,
+              "a rule that says nothing is asked for every logit");
+static_assert(keeps_logits_v<Chain<Causal, SinkLogit<>>> && !keeps_logits_v<Chain<Causal, SoftCap>> &&
+              !keeps_logits_v<Chain<Add, Causal>>);
+
+TEST_CASE("a rule that says nothing, alone or in a chain, is asked for every key") {
+  CHECK(sees_all(Causal{}, 0, 4, 9, {0, 5}));
+  CHECK_FALSE(sees_all(Add{1.f}, 0, 4, 9, {0, 1}));
+  CHECK_FALSE(sees_all(chain(Causal{}, Add{1.f}), 0, 4, 9, {0, 1}));
+  CHECK_FALSE(sees_all(chain(Add{1.f}, Causal{}), 0, 4, 9, {0, 1}));
+  CHECK(sees_all(chain(Causal{}, Full{}), 0, 4, 9, {0, 5}));
+  CHECK_FALSE(sees_all(chain(Causal{}, Full{}), 0, 4, 9, {0, 6}));
+}
+
 TEST_CASE("a chain sends a logit through the first rule, then the second") {
   const auto both = chain(Add{1.f}, Scale{10.f});
   CHECK(both.logit(2.f, {}) == 30.f);

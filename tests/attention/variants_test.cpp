@@ -1,4 +1,5 @@
-// Every rule and every chain of two: keys() covers visible(), and no bound moves back. Exhaustive over short sequences.
+// Every rule and every chain of two: keys() covers visible(), and no bound moves back; what sees_all() and keeps_logits
+// promise is so. Exhaustive over short sequences.
 #include "pagedkv/attention/variants.hpp"
 
 #include <doctest/doctest.h>
@@ -62,6 +63,15 @@ void for_each_rule(F&& f) {
 constexpr int first_query = -4;
 int last_query(int num_keys) { return num_keys + 3; }
 
+// Two rules that promise what they do not keep.
+struct SaysThatTheLatestQuerySpeaksForAll : Causal {
+  bool sees_all(int, int, int last_query, KeyRange keys) const { return keys.end <= last_query + 1; }
+};
+
+struct BendsInSecret : Causal {
+  float logit(float x, Position p) const { return p.key == 3 ? x / 2 : x; }
+};
+
 bool visible(const AnyRule& rule, int query, int key) {
   return rule.visible({.query = query, .key = key, .q_head = 0, .sequence = 0});
 }
@@ -121,6 +131,44 @@ TEST_CASE("seen_keys of a tile of queries covers what any of them sees, and touc
     CHECK_MESSAGE(touched, name);
     CHECK_MESSAGE(ordered, name);
   });
+}
+
+TEST_CASE("where a rule says that queries see all keys, they do; a rule without bits says so wherever they do") {
+  for_each_rule([](const std::string& name, const AnyRule& rule) {
+    const SeesAll sees_all = check_sees_all(rule, 0, {first_query, last_query(9)}, 9);
+    CHECK_MESSAGE(sees_all.is_true, name);
+    if (name.find("TreeMask") == std::string::npos) CHECK_MESSAGE(sees_all.is_exact, name);
+  });
+  CHECK(check_sees_all(small_tree(), 0, {first_draft, 9}, 9).ever_said);
+  CHECK(check_sees_all(chain(small_tree(), Causal{}), 0, {first_draft, 9}, 9).ever_said);
+  CHECK_FALSE(check_sees_all(SaysThatTheLatestQuerySpeaksForAll{}, 0, {0, 9}, 9).is_true);
+}
+
+TEST_CASE("queries of a tree see all keys before it, up to the last one") {
+  CHECK(small_tree().sees_all(0, first_draft, 8, {0, first_draft}));
+  CHECK_FALSE(small_tree().sees_all(0, first_draft, 8, {0, first_draft + 1}));
+}
+
+TEST_CASE("no window and no number of sink tokens is too large to ask about") {
+  constexpr int most = std::numeric_limits<int>::max();
+  for (const SlidingWindow rule : {SlidingWindow{.window = most}, SlidingWindow{.window = most, .sink_tokens = most},
+                                   SlidingWindow{.window = 1, .sink_tokens = most}}) {
+    CHECK(rule.sees_all(0, 8, most - 1, {0, 9}));
+    CHECK_FALSE(rule.sees_all(0, 8, most - 1, {0, 10}));
+    CHECK_FALSE(rule.sees_all(0, -9, -9, {0, 1}));
+  }
+}
+
+TEST_CASE("rules that promise to keep logits return every one of them; the others do not") {
+  const Rules<Space::host> rules{.slopes = slopes.data(), .sinks = sinks.data(), .tree = small_tree()};
+  const auto check = []<class V>(const std::string& name, const V& rule) {
+    CHECK_MESSAGE(returns_every_logit(rule, 2) == keeps_logits_v<V>, name);
+  };
+  rules.for_each([&](const std::string& name, const auto& rule) { check(name, rule); });
+  rules.for_each_chain([&](const std::string& first, const std::string& second, const auto& rule) {
+    check(first + " then " + second, rule);
+  });
+  CHECK_FALSE(returns_every_logit(BendsInSecret{}, 2) == keeps_logits_v<BendsInSecret>);
 }
 
 TEST_CASE("a draft sees every key before the tree and, of the tree, what its bits say") {

@@ -3,8 +3,49 @@
 
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/attention/variants.hpp"
+#include "pagedkv/core/math.hpp"
 
 namespace pagedkv_test {
+
+/// What sees_all() says of the queries in `queries` and of keys in [0, num_keys), held against visible(), for q_head 0.
+struct SeesAll {
+  bool is_true = true;   // where it says yes, all is visible
+  bool is_exact = true;  // and where all is visible, it says yes
+  bool ever_said = false;
+};
+
+template <pagedkv::AttentionVariant V>
+SeesAll check_sees_all(const V& rule, int sequence, pagedkv::KeyRange queries, int num_keys) {
+  SeesAll result;
+  for (int first = queries.begin; first < queries.end; ++first) {
+    for (int begin = 0; begin < num_keys; ++begin) {
+      int seen_end = num_keys;  // keys in [begin, seen_end) are visible to all queries from `first` to `last`
+      for (int last = first; last < queries.end; ++last) {
+        int end = begin;
+        while (end < seen_end && rule.visible({.query = last, .key = end, .q_head = 0, .sequence = sequence})) ++end;
+        seen_end = end;
+        for (end = begin + 1; end <= num_keys; ++end) {
+          const bool says = pagedkv::sees_all(rule, sequence, first, last, {begin, end}), sees = end <= seen_end;
+          result.is_true &= sees || !says;
+          result.is_exact &= sees == says;
+          result.ever_said |= says;
+        }
+      }
+    }
+  }
+  return result;
+}
+
+/// Does logit() return x, bit for bit, wherever it is asked?
+template <pagedkv::AttentionVariant V>
+bool returns_every_logit(const V& rule, int q_heads) {
+  for (const float x : {0.f, 1.f, -7.5f, 3e38f, -pagedkv::infinity})
+    for (int q_head = 0; q_head < q_heads; ++q_head)
+      for (int query = 0; query < 9; ++query)
+        for (int key = 0; key < 9; ++key)
+          if (rule.logit(x, {.query = query, .key = key, .q_head = q_head, .sequence = 0}) != x) return false;
+  return true;
+}
 
 /// The arguments of the rules; pointers on side S, each [q_heads].
 template <pagedkv::Space S>

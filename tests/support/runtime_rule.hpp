@@ -54,6 +54,10 @@ struct RuntimeRule {
     if (has_window) return window.keys(query, num_keys);
     return {{0, num_keys}};
   }
+  PAGEDKV_HD bool sees_all(int sequence, int first, int last, pagedkv::KeyRange keys) const {
+    return (!has_window || window.sees_all(sequence, first, last, keys)) &&
+           (tree.sees == nullptr || tree.sees_all(sequence, first, last, keys));
+  }
   PAGEDKV_HD float prior(int q_head) const { return sink.logits != nullptr ? sink.prior(q_head) : -pagedkv::infinity; }
 };
 

@@ -57,5 +57,27 @@ struct OnlineSoftmax {
   PAGEDKV_HD float weight_at(float new_max) const { return max == -infinity ? 0.f : exp(max - new_max); }
 };
 
+/// The same for a row of products x that stand for logits x * slope_log2 / log2_e, slope_log2 > 0: one multiplication
+/// and one addition in front of each power of two. Everything is measured from max_log2, which is rounded once, so that
+/// pieces fit together whatever the rounding was.
+struct ScaledSoftmax {
+  float max_log2 = -infinity;
+  float sum = 0.f;
+
+  /// Lets the maximum rise to at least that of a product. Returns the factor for everything weighted by the old one.
+  PAGEDKV_HD float raise(float product, float slope_log2) {
+    const float old = max_log2;
+    max_log2 = larger(old, product * slope_log2);
+    const float factor = exp2(old - reference());  // of a row that has seen nothing: 0
+    sum *= factor;
+    return factor;
+  }
+
+  /// What a weight is measured from; -inf - -inf would be NaN.
+  PAGEDKV_HD float reference() const { return max_log2 == -infinity ? 0.f : max_log2; }
+
+  PAGEDKV_HD OnlineSoftmax natural() const { return {max_log2 * ln_2, sum}; }
+};
+
 }  // namespace v0
 }  // namespace pagedkv

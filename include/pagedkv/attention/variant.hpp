@@ -78,6 +78,12 @@ PAGEDKV_HD constexpr KeyRanges cover(const KeyRanges& earliest, const KeyRanges&
 ///   keys(first_query, last_query, num_keys)
 ///                           the same for a tile of queries, where it can be said better than by cover()
 ///   prior(q_head)           a logit that joins only the denominator, once a row
+///   sees_all(sequence, first_query, last_query, keys)
+///                           true only if each of these queries sees every key of the range: a kernel need not ask
+///                           visible() there. False is always right, and what an absent member says
+///   keeps_logits            a static constexpr bool: true only if logit(x, position) is x everywhere, so that a kernel
+///                           may scale a whole row at once. Absent: false
+/// A rule that is derived from another inherits both; where it hides more keys or bends logits, it says them anew.
 /// A rule that holds pointers names the side on which they can be read: `static constexpr Space space`.
 template <class V>
 concept AttentionVariant = std::is_trivially_copyable_v<V> && requires(const V v, float x, Position p, int n) {
@@ -114,6 +120,21 @@ PAGEDKV_HD constexpr KeyRanges seen_keys(const V& variant, int first, int last, 
     return cover(variant.keys(first, num_keys), variant.keys(last, num_keys));
 }
 
+/// Does every query from `first` to `last` of the sequence surely see every key of the range?
+template <AttentionVariant V>
+PAGEDKV_HD bool sees_all(const V& variant, int sequence, int first, int last, KeyRange keys) {
+  if constexpr (requires { variant.sees_all(sequence, first, last, keys); })
+    return variant.sees_all(sequence, first, last, keys);
+  else
+    return false;
+}
+
+/// Does the rule say that it leaves every logit as it is?
+template <AttentionVariant V>
+inline constexpr bool keeps_logits_v = requires {
+  requires V::keeps_logits;
+};
+
 namespace detail {
 
 /// The side of a chain is the side of its parts; parts of two sides do not compile.
@@ -141,6 +162,7 @@ requires(requires { B::space; }) struct ChainSpace<A, B> {
 /// the gap between two of them is read, too.
 template <AttentionVariant A, AttentionVariant B>
 struct Chain : detail::ChainSpace<A, B> {
+  static constexpr bool keeps_logits = keeps_logits_v<A> && keeps_logits_v<B>;
   A a;
   B b;
 
@@ -153,6 +175,10 @@ struct Chain : detail::ChainSpace<A, B> {
   }
   PAGEDKV_HD KeyRanges keys(int first_query, int last_query, int num_keys) const {
     return overlap(seen_keys(a, first_query, last_query, num_keys), seen_keys(b, first_query, last_query, num_keys));
+  }
+  PAGEDKV_HD bool sees_all(int sequence, int first_query, int last_query, KeyRange keys) const {
+    return pagedkv::sees_all(a, sequence, first_query, last_query, keys) &&
+           pagedkv::sees_all(b, sequence, first_query, last_query, keys);
   }
   PAGEDKV_HD float prior(int q_head) const requires(HasPrior<A> || HasPrior<B>) {
     const float x = prior_of(a, q_head), y = prior_of(b, q_head);

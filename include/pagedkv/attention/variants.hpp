@@ -15,21 +15,28 @@ inline namespace v0 {
 
 /// Each query sees the keys up to its own position; the newest query sees the newest key (bottom-right alignment).
 struct Causal {
+  static constexpr bool keeps_logits = true;
+
   PAGEDKV_HD float logit(float x, Position) const { return x; }
   PAGEDKV_HD bool visible(Position p) const { return p.key <= p.query; }
   PAGEDKV_HD KeyRanges keys(int query, int num_keys) const { return {{0, min(query + 1, num_keys)}}; }
+  PAGEDKV_HD bool sees_all(int, int first_query, int, KeyRange keys) const { return keys.end <= first_query + 1; }
 };
 
 /// Each query sees every key, newer ones too (encoders, cross attention).
 struct Full {
+  static constexpr bool keeps_logits = true;
+
   PAGEDKV_HD float logit(float x, Position) const { return x; }
   PAGEDKV_HD bool visible(Position) const { return true; }
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+  PAGEDKV_HD bool sees_all(int, int, int, KeyRange) const { return true; }
 };
 
 /// Causal, and only the `window` newest visible keys, itself included (Mistral 7B, arXiv:2310.06825, sec. 2), plus the
 /// first `sink_tokens` keys for ever (StreamingLLM, arXiv:2309.17453).
 struct SlidingWindow {
+  static constexpr bool keeps_logits = true;
   int window;
   int sink_tokens = 0;
 
@@ -42,6 +49,10 @@ struct SlidingWindow {
     const int oldest = query < window ? 0 : query - window + 1;  // any window, INT_MAX too
     return {{0, min(sink_tokens, end)}, {max(oldest, sink_tokens), end}};
   }
+  PAGEDKV_HD bool sees_all(int, int first_query, int last_query, KeyRange keys) const {
+    return keys.end <= first_query + 1 &&
+           (keys.end <= sink_tokens || last_query - max(keys.begin, sink_tokens) < window);
+  }
 };
 
 /// Bends every logit smoothly into (-cap, cap): cap * tanh(x / cap) (Gemma 2, arXiv:2408.00118, sec. 2). Hides nothing.
@@ -51,6 +62,7 @@ struct SoftCap {
   PAGEDKV_HD float logit(float x, Position) const { return cap * tanh(x / cap); }
   PAGEDKV_HD bool visible(Position) const { return true; }
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+  PAGEDKV_HD bool sees_all(int, int, int, KeyRange) const { return true; }
 };
 
 /// Adds slope * (key - query) to every logit (ALiBi, arXiv:2108.12409, sec. 3). Hides nothing.
@@ -64,6 +76,7 @@ struct Alibi {
   }
   PAGEDKV_HD bool visible(Position) const { return true; }
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+  PAGEDKV_HD bool sees_all(int, int, int, KeyRange) const { return true; }
 };
 
 /// A learned logit per head that takes weight from the keys and gives nothing back (gpt-oss, arXiv:2508.10925, sec. 2).
@@ -71,11 +84,13 @@ struct Alibi {
 template <Space S = Space::host>
 struct SinkLogit {
   static constexpr Space space = S;
+  static constexpr bool keeps_logits = true;
   const float* logits;  // [q_heads]
 
   PAGEDKV_HD float logit(float x, Position) const { return x; }
   PAGEDKV_HD bool visible(Position) const { return true; }
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+  PAGEDKV_HD bool sees_all(int, int, int, KeyRange) const { return true; }
   PAGEDKV_HD float prior(int q_head) const { return logits[q_head]; }
 };
 
@@ -87,6 +102,7 @@ struct SinkLogit {
 template <Space S = Space::host>
 struct TreeMask {
   static constexpr Space space = S;
+  static constexpr bool keeps_logits = true;
   static constexpr int max_drafts = 64;
   TablesView<S> tables;       // the problem's: they say where a tree begins, also in a graph that is replayed
   const std::uint64_t* sees;  // [num_tokens], bit j: this draft sees draft j of its sequence
@@ -99,6 +115,9 @@ struct TreeMask {
     return (sees[tables.query_begin(p.sequence) + (p.query - first_draft)] >> draft & 1) != 0;
   }
   PAGEDKV_HD KeyRanges keys(int, int num_keys) const { return {{0, num_keys}}; }
+  PAGEDKV_HD bool sees_all(int sequence, int, int, KeyRange keys) const {
+    return keys.end <= tables.kv_len(sequence) - tables.q_len(sequence);
+  }
 };
 
 }  // namespace v0

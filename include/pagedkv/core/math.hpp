@@ -32,6 +32,15 @@ PAGEDKV_HD constexpr T max(T a, T b) {
   return a < b ? b : a;
 }
 
+/// max() in one instruction on the device. Of a NaN and a number it may be either.
+PAGEDKV_HD inline float larger(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return ::fmaxf(a, b);
+#else
+  return a < b ? b : a;
+#endif
+}
+
 template <class T>
 PAGEDKV_HD constexpr T clamp(T x, T low, T high) {
   return min(max(x, low), high);

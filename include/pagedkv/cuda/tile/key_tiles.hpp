@@ -19,6 +19,21 @@ PAGEDKV_HD constexpr int next_key_tile(const KeyRanges& seen, KeyRange keys, int
   return min(first_meeting(seen.first), first_meeting(seen.second));
 }
 
+/// The same from the right: the start of the last such tile with `start` less than `before`, a multiple of key_tile or
+/// INT_MAX; -1 if there is none. O(1).
+PAGEDKV_HD constexpr int previous_key_tile(const KeyRanges& seen, KeyRange keys, int key_tile, int before) {
+  const auto last_meeting = [&](KeyRange range) {
+    const KeyRange rest = intersect(intersect(range, keys), {keys.begin, before});
+    return rest.empty() ? -1 : (rest.end - 1) / key_tile * key_tile;
+  };
+  return max(last_meeting(seen.first), last_meeting(seen.second));
+}
+
+/// Where a walk from the right begins; -1 if no tile meets `seen`.
+PAGEDKV_HD constexpr int last_key_tile(const KeyRanges& seen, KeyRange keys, int key_tile) {
+  return previous_key_tile(seen, keys, key_tile, no_keys.begin);
+}
+
 }  // namespace cuda
 }  // namespace v0
 }  // namespace pagedkv
