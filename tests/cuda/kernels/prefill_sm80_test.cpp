@@ -17,6 +17,7 @@
 
 #include "pagedkv/attention/plan.hpp"
 #include "pagedkv/cuda/policy.hpp"
+#include "support/mixed_batch.hpp"
 #include "support/problem_generator.hpp"
 #include "support/rules.hpp"
 #include "support/tolerance.hpp"
@@ -37,12 +38,12 @@ using namespace pagedkv_test;
 
 /// Runs the grid, one CTA after another, on fewer CTAs than there are tiles.
 template <class Config, class Problem, AttentionVariant V>
-void launch(const Problem& problem, const V& variant) {
+void launch(const Problem& problem, const V& variant, int min_q_len = 0) {
   const AttentionPlan plan = make_plan(problem.tables, Config::query_tile, Config::key_tile, 1, 1);
   static_assert(sizeof(typename Config::SharedMemory) <= sizeof(cuda::shared_bytes));
   emulated_grid = {3};
   for (emulated_cta = {0}; emulated_cta.x < emulated_grid.x; ++emulated_cta.x)
-    emulator.run(Config::threads, [&] { cuda::attention_prefill_kernel<Config>(problem, variant, plan); });
+    emulator.run(Config::threads, [&] { cuda::attention_prefill_kernel<Config>(problem, variant, plan, min_q_len); });
 }
 
 template <class T, int HeadDim, int HeadDimV = HeadDim>
@@ -104,13 +105,50 @@ TEST_CASE("the prefill kernel gives the reference's results for the largest, odd
   check_causal<bf16, 192, 128>(1);
 }
 
-TEST_CASE("the prefill kernel gives the same results with three stages as with two") {
-  using ThreeStages =
-      cuda::PrefillSm80Config<bf16, 32, 32, {.query_tile = 32, .key_tile = 32, .warps = 2, .stages = 3}>;
-  auto generated = generate<bf16, 32>(7);
-  check<Config<bf16, 32>>(generated, Causal{});
-  check<ThreeStages>(generated, Causal{});
-  check<ThreeStages>(generated, SlidingWindow{.window = 20, .sink_tokens = 3});
+TEST_CASE("the prefill kernel is right with one stage and with several, with 16 rows a warp and with 32") {
+  const auto check_policy = [&]<cuda::PrefillPolicy Policy>() {
+    using Tried = cuda::PrefillSm80Config<bf16, 64, 64, Policy>;
+    for (const int seed : {7, 8}) {
+      auto generated = generate<bf16, 64>(static_cast<std::uint64_t>(seed));
+      check<Tried>(generated, Causal{});
+      check<Tried>(generated, SlidingWindow{.window = 20, .sink_tokens = 3});
+    }
+  };
+  check_policy.operator()<{.query_tile = 32, .key_tile = 32, .warps = 2, .stages = 1}>();
+  check_policy.operator()<{.query_tile = 32, .key_tile = 32, .warps = 2, .stages = 3}>();
+  check_policy.operator()<{.query_tile = 64, .key_tile = 32, .warps = 2, .stages = 2}>();
+  check_policy.operator()<{.query_tile = 64, .key_tile = 64, .warps = 4, .stages = 1, .ctas_per_sm = 3}>();
+  check_policy.operator()<{.query_tile = 128, .key_tile = 64, .warps = 8, .stages = 2}>();
+}
+
+TEST_CASE("the prefill kernel asks the rule wherever a warp does not see a whole tile, whatever its neighbours see") {
+  for (const int block_size : {16, 24, 64}) {  // a warp's keys in one block, and in two
+    for (const int kv_len : {320, 327, 384}) {
+      CAPTURE(block_size);
+      CAPTURE(kv_len);
+      GeneratedProblem<bf16> generated({.seed = 21,
+                                        .q_len = {193},
+                                        .kv_len = {kv_len},
+                                        .group_size = 2,
+                                        .head_dim = 64,
+                                        .head_dim_v = 64,
+                                        .block_size = block_size});
+      check<Config<bf16, 64>>(generated, Causal{});
+      check<Config<bf16, 64>>(generated, Full{});
+      for (const int window : {63, 64, 65, 128, 200})
+        check<Config<bf16, 64>>(generated, SlidingWindow{.window = window, .sink_tokens = 65});
+      check<Config<bf16, 64>>(generated, chain(Causal{}, SoftCap{.cap = 3.f}));
+    }
+  }
+}
+
+TEST_CASE("the prefill kernel takes a scale of zero and negative ones") {
+  for (const float scale : {-0.125f, 0.f, -0.f}) {
+    auto generated = generate<bf16, 64>(5);
+    generated.scale = scale;
+    check<Config<bf16, 64>>(generated, Causal{});
+    check<Config<bf16, 64>>(generated, chain(Full{}, SoftCap{.cap = 3.f}));
+  }
 }
 
 TEST_CASE("the prefill kernel reads no block that a sliding window has dropped, nor its table entry") {
@@ -143,7 +181,7 @@ TEST_CASE("the prefill kernel gives a prompt the same bits whole, in chunks, and
   launch<Config<bf16, 16>>(generated.problem(), window);
   const auto whole = bits_of_second();
 
-  for (const int chunk : {150, 64, 37}) {
+  for (const int chunk : {150, 128, 64, 37}) {
     generated.clear_outputs();
     for (int begin = 0; begin < 150; begin += chunk) {
       const int end = std::min(begin + chunk, 150);
@@ -156,6 +194,31 @@ TEST_CASE("the prefill kernel gives a prompt the same bits whole, in chunks, and
       launch<Config<bf16, 16>>(problem, window);
     }
     CHECK(bits_of_second() == whole);
+  }
+}
+
+TEST_CASE("the prefill kernel leaves sequences with fewer queries than its least alone, wherever they stand") {
+  constexpr int min_q_len = 9;
+  for (const std::vector<int>& q_len : {std::vector<int>{1, 150, 8, 0, 9, 1}, {33, 1, 2}, {8, 7}, {9, 300}}) {
+    ProblemShape shape{.seed = 17, .q_len = q_len, .kv_len = {}, .kv_heads = 2, .group_size = 2};
+    for (const int length : q_len) shape.kv_len.push_back(40 + length);
+    GeneratedProblem<bf16> generated(shape);
+    Expected expected = expected_of(generated, Causal{});
+    for (int s = 0; s < shape.num_seqs(); ++s)
+      if (q_len[static_cast<std::size_t>(s)] < min_q_len) expect_untouched(expected, generated, s);
+    generated.clear_outputs();
+    launch<Config<bf16, 16>>(generated.problem(), Causal{}, min_q_len);
+    const std::string difference = mismatch(generated, expected, out_tolerance<bf16>(rounding_unit<bf16>()));
+    CHECK_MESSAGE(difference.empty(), difference);
+  }
+}
+
+TEST_CASE("every thread of prefill waits for the kernel in front once, with work or without") {
+  GeneratedProblem<bf16> generated({.seed = 18, .q_len = {20}, .kv_len = {50}});
+  for (const int min_q_len : {0, 21}) {
+    waits = 0;
+    launch<Config<bf16, 16>>(generated.problem(), Causal{}, min_q_len);
+    CHECK(waits == long{Config<bf16, 16>::threads} * emulated_grid.x);
   }
 }
 
