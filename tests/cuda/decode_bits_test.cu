@@ -10,6 +10,7 @@
 #include "support/decode_entry.cuh"
 #include "support/device_bits.cuh"
 #include "support/device_problem.cuh"
+#include "support/prefill_entry.cuh"
 
 namespace {
 

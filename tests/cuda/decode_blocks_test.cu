@@ -1,10 +1,8 @@
 // Where decode finds its keys: any block size, any order of the pool, blocks that are gone, tables that hold anything.
 #include <doctest/doctest.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -13,6 +11,7 @@
 #include "support/decode_entry.cuh"
 #include "support/device_bits.cuh"
 #include "support/device_problem.cuh"
+#include "support/drop_blocks.hpp"
 
 namespace {
 
@@ -28,25 +27,6 @@ ProblemShape several_lengths(int head_dim) {
           .head_dim = head_dim,
           .head_dim_v = head_dim,
           .shares_prefixes = false};
-}
-
-/// Poisons the blocks of sequence 0 that lie wholly in keys [begin, end), and their table entries unless told to leave
-/// them.
-void drop_blocks(GeneratedProblem<bf16>& generated, int begin, int end, bool leave_ids) {
-  const int block_size = generated.shape.block_size;
-  const auto kv = generated.kv_view<Space::host>(generated.pool.data());
-  for (int block = ceil_div(begin, block_size); block < end / block_size; ++block) {
-    std::int32_t& id = generated.block_ids[static_cast<std::size_t>(block)];
-    for (int head = 0; head < generated.shape.kv_heads; ++head) {
-      for (int slot = 0; slot < block_size; ++slot) {
-        for (int d = 0; d < generated.shape.head_dim; ++d) {
-          kv.k(id, head, slot, d) = from_float<bf16>(std::nanf(""));
-          kv.v(id, head, slot, d) = from_float<bf16>(infinity);
-        }
-      }
-    }
-    if (!leave_ids) id = block % 2 == 0 ? -1 : std::numeric_limits<std::int32_t>::max();
-  }
 }
 
 }  // namespace

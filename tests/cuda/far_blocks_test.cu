@@ -9,6 +9,7 @@
 #include "pagedkv/attention/variants.hpp"
 #include "support/decode_entry.cuh"
 #include "support/device_problem.cuh"
+#include "support/prefill_entry.cuh"
 
 namespace {
 

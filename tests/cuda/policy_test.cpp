@@ -25,6 +25,16 @@ static_assert(prefill_for(16) && prefill_for(64) && prefill_for(80) && prefill_f
 static_assert(prefill_for(128) && prefill_for(192) && prefill_for(256));
 static_assert(is_supported(choose_decode_simt(80, 64, 2), {.head_dim = 1, .head_dim_v = 256}));
 
+constexpr Support hopper_prefill_for(int head_dim, int head_dim_v, int arch = 90) {
+  return is_supported(choose_prefill_sm90(head_dim, head_dim_v, false),
+                      {.arch = arch, .head_dim = head_dim, .head_dim_v = head_dim_v});
+}
+
+// Every row of Hopper's fits its shared memory, of equal head sizes and of unequal ones.
+static_assert(hopper_prefill_for(64, 64) && hopper_prefill_for(96, 96) && hopper_prefill_for(128, 128));
+static_assert(hopper_prefill_for(192, 192) && hopper_prefill_for(256, 256));
+static_assert(hopper_prefill_for(192, 128) && hopper_prefill_for(64, 256) && hopper_prefill_for(256, 64));
+
 TablesView<Space::device> bounds(std::int64_t num_seqs, int max_q_len, int max_kv_len) {
   TablesView<Space::device> tables;
   tables.kv_len.extents[0] = num_seqs;
@@ -57,7 +67,10 @@ TEST_CASE("a policy that its kernel does not compile or run with is not supporte
     return bool(is_supported(policy, shape));
   };
   CHECK(prefill_with([](auto&) {}));
-  CHECK_FALSE(prefill_with([](auto& policy) { policy.stages = 1; }));
+  CHECK(prefill_with([](auto& policy) { policy.warps = policy.query_tile / 16; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy.stages = 0; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy.ctas_per_sm = 0; }));
+  CHECK_FALSE(prefill_with([](auto& policy) { policy.warps = policy.query_tile / 48; }));
   CHECK_FALSE(prefill_with([](auto& policy) { policy.key_tile = 0; }));
   CHECK_FALSE(prefill_with([](auto& policy) { policy.key_tile = 40; }));
   CHECK_FALSE(prefill_with([](auto& policy) { policy = {.query_tile = 0, .key_tile = 64, .warps = 0, .stages = 2}; }));
@@ -75,6 +88,27 @@ TEST_CASE("a policy that its kernel does not compile or run with is not supporte
   for (const int value : {0, 33}) CHECK_FALSE(decode_with(&DecodeSimtPolicy::max_warps, value));
   for (const auto field : {&DecodeSimtPolicy::query_tile, &DecodeSimtPolicy::ctas_per_sm, &DecodeSimtPolicy::max_ctas})
     CHECK_FALSE(decode_with(field, 0));
+}
+
+TEST_CASE("prefill_sm90 says what it is not made for: other GPUs, head sizes without a tile, policies it cannot run") {
+  const auto reason = [](const Support& support) { return std::string_view(support.reason ? support.reason : ""); };
+  CHECK(reason(hopper_prefill_for(128, 128, 80)) == "needs compute capability 9.0");
+  CHECK(reason(hopper_prefill_for(128, 128, 100)) == "needs compute capability 9.0");
+  CHECK(reason(hopper_prefill_for(80, 80)) == "head_dim must be 64, 96, 128, 192 or 256");
+  CHECK(reason(hopper_prefill_for(128, 112)) == "head_dim_v must be 64, 96, 128, 192 or 256");
+
+  constexpr KernelShape shape{.arch = 90, .head_dim = 64, .head_dim_v = 64};
+  const auto runs_with = [&](auto&& change) {
+    PrefillSm90Policy policy = choose_prefill_sm90(64, 64, false);
+    change(policy);
+    return bool(is_supported(policy, shape));
+  };
+  CHECK(runs_with([](auto&) {}));
+  for (const int rows : {0, 64, 100, 256}) CHECK_FALSE(runs_with([&](auto& policy) { policy.query_tile = rows; }));
+  for (const int keys : {0, 8, 72, 272}) CHECK_FALSE(runs_with([&](auto& policy) { policy.key_tile = keys; }));
+  CHECK_FALSE(runs_with([](auto& policy) { policy.key_stages = 1; }));
+  CHECK_FALSE(runs_with([](auto& policy) { policy.value_stages = 20; }));
+  CHECK_FALSE(runs_with([](auto& policy) { policy.query_buffers = 0; }));
 }
 
 TEST_CASE("where a split ends depends on the policy alone, never on the batch") {
@@ -123,4 +157,16 @@ TEST_CASE("dispatch calls the named head_dim and refuses the others by name") {
   CHECK_THROWS_WITH_AS(with_head_dim(HeadDims<64, 128>{}, 80, "test", record),
                        doctest::Contains("test: head_dim one of those named, 64, 128 expected, 80 given"),
                        InvalidArgument);
+}
+
+TEST_CASE("a sequence is prefill's from the query on whose rows no tile of decode holds, drafts of a token never are") {
+  constexpr int decode_rows = 16;
+  static_assert(choose_decode(80, 128, 128, 1 << 20).rows == decode_rows);
+  for (const int packed_heads : {1, 2, 4, 8, 16}) {
+    const int least = prefill_min_q_len(packed_heads);
+    CAPTURE(packed_heads);
+    CHECK(least >= 9);
+    CHECK(least * packed_heads > decode_rows);
+    CHECK((least == 9 || (least - 1) * packed_heads <= decode_rows));
+  }
 }

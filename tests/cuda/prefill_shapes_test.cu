@@ -1,4 +1,4 @@
-// prefill against the reference at its edges: other head sizes and types, many sequences, what it must refuse.
+// prefill at its edges: every head size and type under one rule, many sequences, none, and which problems it refuses.
 #include <doctest/doctest.h>
 
 #include <cstdint>
@@ -7,6 +7,8 @@
 #include "pagedkv/attention/variants.hpp"
 #include "pagedkv/cuda/prefill.cuh"
 #include "support/device_problem.cuh"
+#include "support/prefill_entry.cuh"
+#include "support/random_prompts.hpp"
 
 namespace {
 
@@ -18,14 +20,15 @@ const SlidingWindow window{.window = 70, .sink_tokens = 5};
 template <int HeadDim, int HeadDimV, class T>
 void matches_the_reference(std::uint64_t first_seed) {
   cuda::Workspace workspace({.head_dim_v = HeadDimV});
-  for (std::uint64_t seed = first_seed; seed < first_seed + 6; ++seed) {
-    ProblemShape shape = random_shape(seed, {.max_seqs = 3, .max_kv_len = 300, .max_q_len = 150, .max_group_size = 4});
-    shape.head_dim = HeadDim;
+  for (std::uint64_t seed = first_seed; seed < first_seed + 20; ++seed) {
+    ProblemShape shape = random_prompts(seed, HeadDim, 300'000);
     shape.head_dim_v = HeadDimV;
     GeneratedProblem<T> generated(shape);
-    const std::string difference = mismatch_of_rule(
-        generated, window, out_tolerance<T>(rounding_unit<T>()), [&](const auto& problem, const auto& rule) {
-          cuda::prefill<HeadDim, HeadDimV>(problem, rule, workspace, nullptr);
+    const std::string difference =
+        mismatch_of_kernels(generated, window, 300'000, [&](const auto& problem, cuda::PrefillKernel kernel) {
+          const bool is_wide = kernel == cuda::PrefillKernel::sm90 && seed % 2 == 1;
+          cuda::prefill<HeadDim, HeadDimV>(is_wide ? stated_large(problem) : problem, window, workspace, nullptr,
+                                           {.kernel = kernel});
         });
     REQUIRE_MESSAGE(difference.empty(), difference);
   }
@@ -35,27 +38,27 @@ ProblemShape small_prompt() {
   return {.seed = 5, .q_len = {20}, .kv_len = {40}, .kv_heads = 2, .head_dim = 64, .head_dim_v = 64};
 }
 
-/// prefill<64> must throw, naming `reason`, and prefill_support must say the same.
-template <class Problem>
-void is_refused(const Problem& problem, const char* reason) {
+/// prefill must throw, naming `reason`, and prefill_support must say the same.
+void is_refused(const PrefillProblem& problem, const char* reason) {
   cuda::Workspace workspace({.head_dim_v = 64});
   const cuda::Support support = cuda::prefill_support(problem, workspace.device());
   REQUIRE(!support);
   CHECK(std::string(support.reason) == reason);
-  try {
-    cuda::prefill<64>(problem, window, workspace, nullptr);
-    FAIL_CHECK("not refused: " << reason);
-  } catch (const InvalidArgument& error) {
-    CHECK_MESSAGE(std::string(error.what()).find(reason) != std::string::npos, error.what());
-  }
+  for (const auto kernel : {cuda::PrefillKernel::best, cuda::PrefillKernel::sm80})
+    CHECK_THROWS_WITH_AS(prefill(problem, Causal{}, workspace, nullptr, {.kernel = kernel}), doctest::Contains(reason),
+                         InvalidArgument);
+  CHECK_THROWS_AS(prefill(problem, Causal{}, workspace, nullptr, {.kernel = cuda::PrefillKernel::sm90}),
+                  InvalidArgument);
 }
 
 }  // namespace
 
 TEST_CASE("prefill takes any head_dim up to 256 in steps of 16, and another for V") {
   matches_the_reference<16, 16, bf16>(100);
+  matches_the_reference<64, 64, bf16>(150);
   matches_the_reference<80, 80, bf16>(200);
   matches_the_reference<96, 96, bf16>(300);
+  matches_the_reference<192, 192, bf16>(350);
   matches_the_reference<192, 128, bf16>(400);
   matches_the_reference<256, 256, bf16>(500);
 }
@@ -63,32 +66,48 @@ TEST_CASE("prefill takes any head_dim up to 256 in steps of 16, and another for 
 TEST_CASE("prefill takes f16") { matches_the_reference<128, 128, f16>(600); }
 
 TEST_CASE("prefill takes more sequences than a grid has CTAs in its smaller dimensions") {
-  ProblemShape shape{
-      .seed = 7, .q_len = {}, .kv_len = {}, .kv_heads = 2, .head_dim = 16, .head_dim_v = 16, .block_size = 2};
-  for (int s = 0; s < 70'000; ++s) {
-    shape.q_len.push_back(s % 3);
-    shape.kv_len.push_back(s % 7);
+  for (const int block_size : {2, 8}) {
+    ProblemShape shape{.seed = 7,
+                       .q_len = {},
+                       .kv_len = {},
+                       .kv_heads = 1,
+                       .head_dim = 64,
+                       .head_dim_v = 64,
+                       .block_size = block_size};
+    for (int s = 0; s < 70'000; ++s) {
+      shape.q_len.push_back(s % 3);
+      shape.kv_len.push_back(s % 7);
+    }
+    GeneratedProblem<bf16> generated(shape);
+    cuda::Workspace workspace({.head_dim_v = 64});
+    const std::string difference = mismatch_of_kernels(generated, window, window, workspace, 1'000'000);
+    CHECK_MESSAGE(difference.empty(), difference.substr(0, 200));
   }
-  GeneratedProblem<bf16> generated(shape);
-  cuda::Workspace workspace({.head_dim_v = 16});
-  const std::string difference = mismatch_of_rule(
-      generated, window, out_tolerance<bf16>(rounding_unit<bf16>()),
-      [&](const auto& problem, const auto& rule) { cuda::prefill<16>(problem, rule, workspace, nullptr); });
-  CHECK_MESSAGE(difference.empty(), difference.substr(0, 200));
 }
 
 TEST_CASE("prefill of a batch without sequences, or without queries, does nothing") {
   GeneratedProblem<bf16> generated(small_prompt());
   DeviceProblem device(generated);
   cuda::Workspace workspace({.head_dim_v = 64});
-  auto problem = device.problem();
-  problem.tables.kv_len.extents[0] = problem.tables.block_ids.extents[0] = 0;
-  problem.tables.query_begin.extents[0] = 1;
-  cuda::prefill<64>(problem, window, workspace, nullptr);
-  problem = device.problem();
-  problem.tables.query_begin = workspace.tables(0, 0).query_begin;  // zeros
-  problem.tables.query_begin.extents[0] = 2;
-  cuda::prefill<64>(problem, window, workspace, nullptr);
+  for (const cuda::PrefillKernel kernel : prefill_kernels()) {
+    auto problem = device.problem();
+    problem.tables.kv_len.extents[0] = problem.tables.block_ids.extents[0] = 0;
+    problem.tables.query_begin.extents[0] = 1;
+    prefill(problem, Causal{}, workspace, nullptr, {.kernel = kernel});
+    problem = device.problem();
+    problem.tables.query_begin = workspace.tables(0, 0).query_begin;  // zeros
+    problem.tables.query_begin.extents[0] = 2;
+    prefill(problem, Causal{}, workspace, nullptr, {.kernel = kernel});
+    problem.tables.max_q_len = 0;
+    prefill(problem, Causal{}, workspace, nullptr, {.kernel = kernel});
+    problem.tables.max_kv_len = 0;
+    prefill(problem, Causal{}, workspace, nullptr, {.kernel = kernel});
+    problem = device.problem();
+    problem.q.extents[0] = problem.out.extents[0] = problem.lse.extents[0] = 0;
+    problem.tables.query_begin = workspace.tables(0, 0).query_begin;
+    problem.tables.query_begin.extents[0] = 2;
+    prefill(problem, Causal{}, workspace, nullptr, {.kernel = kernel});
+  }
   const auto canaries = generated.lse;
   device.fetch_outputs();
   CHECK(generated.lse == canaries);

@@ -28,7 +28,7 @@ int misplaced(KvOrder order, int block_size) {
   const auto elements = numbered_elements<bf16>(layout);
   const View<const bf16, 4> view = block_view(elements.data(), layout, Dim);
   REQUIRE(boxed_support(view, BoxRows));
-  const BoxedKv tensor = boxed(view, BoxRows);
+  const BoxedTensor tensor = boxed(view, BoxRows);
   CHECK(box_bytes(tensor) == 2 * Tile::box_elements);
 
   alignas(1024) static std::array<std::uint16_t, boxes_per_tile * Tile::box_elements> tile;
@@ -122,6 +122,6 @@ TEST_CASE("the stride of an axis with one element is nobody's, so it may be anyt
   view.strides[0] = -7;
   view.strides[1] = 3;
   CHECK(boxed_support(view, 8));
-  const BoxedKv tensor = boxed(view, 8);
+  const BoxedTensor tensor = boxed(view, 8);
   for (const auto stride : tensor.strides_bytes) CHECK(stride % 16 == 0);
 }

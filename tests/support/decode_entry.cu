@@ -1,5 +1,4 @@
 // The kernels behind decode_entry.cuh.
-#include "pagedkv/cuda/prefill.cuh"
 #include "support/decode_entry.cuh"
 
 namespace pagedkv_test {
@@ -9,10 +8,6 @@ using namespace pagedkv;
 void decode(const DecodeProblem& problem, const DeviceRule& rule, cuda::Workspace& workspace, cudaStream_t stream,
             const cuda::DecodeOptions& options) {
   cuda::decode(cuda::HeadDims<64, 128>{}, problem, rule, workspace, stream, options);
-}
-
-void prefill(const DecodeProblem& problem, const DeviceRule& rule, cuda::Workspace& workspace, cudaStream_t stream) {
-  cuda::prefill(cuda::HeadDims<64, 128>{}, problem, rule, workspace, stream);
 }
 
 }  // namespace pagedkv_test

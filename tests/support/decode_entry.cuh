@@ -1,4 +1,4 @@
-// decode and prefill under any rule, compiled once (decode_entry.cu) for all tests that ask about something else.
+// decode under any rule, compiled once (decode_entry.cu) for all tests that ask about something else.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -19,9 +19,6 @@ using DecodeProblem = pagedkv::AttentionProblem<pagedkv::Space::device, pagedkv:
 /// head_dim 64 or 128, that of the problem.
 void decode(const DecodeProblem& problem, const DeviceRule& rule, pagedkv::cuda::Workspace& workspace,
             cudaStream_t stream = nullptr, const pagedkv::cuda::DecodeOptions& options = {});
-
-void prefill(const DecodeProblem& problem, const DeviceRule& rule, pagedkv::cuda::Workspace& workspace,
-             cudaStream_t stream = nullptr);
 
 /// How near decode comes to the reference where it multiplies weights as O; logits up to `largest_logit`.
 template <class O = pagedkv::bf16>

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <future>
 #include <map>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "support/problem_generator.hpp"
 #include "support/rules.hpp"
 #include "support/tolerance.hpp"
+#include "support/watchdog.hpp"
 
 namespace pagedkv_test {
 
@@ -33,10 +35,13 @@ pagedkv::cuda::DeviceArray<T> to_device(const std::vector<T>& elements) {
   return copy;
 }
 
-/// Waits for everything enqueued, then reads `copy` back.
+/// Waits for everything enqueued, but not for ever, then reads `copy` back.
 template <class T>
 void to_host(std::vector<T>& elements, const pagedkv::cuda::DeviceArray<T>& copy) {
-  pagedkv::cuda::check(cudaDeviceSynchronize(), "to_host");
+  {
+    const Watchdog watchdog("a kernel");
+    pagedkv::cuda::check(cudaDeviceSynchronize(), "to_host");
+  }
   elements.resize(copy.size());
   pagedkv::cuda::check(cudaMemcpy(elements.data(), copy.data(), copy.size_bytes(), cudaMemcpyDeviceToHost), "to_host");
 }
@@ -97,13 +102,16 @@ class DeviceProblem {
   pagedkv::cuda::DeviceArray<std::uint64_t> tree_;
 };
 
-/// Runs attend(problem, rule) for the rules that `visit(rules, f)` calls f(name, rule) with; the first difference from the
-/// reference, or "".
+/// Runs attend(problem, rule) for the rules that `visit(rules, f)` calls f(name, rule) with; the first difference from
+/// the reference, which is computed for several rules at a time, or "".
 template <class Q, class KV, class O, class Visit, class Attend>
 std::string mismatch_of_rules(GeneratedProblem<Q, KV, O>& generated, Tolerance tolerance, Visit&& visit,
                               Attend&& attend) {
-  std::map<std::string, Expected> expected;
-  visit(rules_of(generated), [&](const char* name, auto rule) { expected[name] = expected_of(generated, rule); });
+  std::map<std::string, std::future<Expected>> expected;
+  visit(rules_of(generated), [&](const char* name, auto rule) {
+    expected[name] = std::async(std::launch::async, [&generated, rule] { return expected_of(generated, rule); });
+  });
+  for (const auto& [name, result] : expected) result.wait();  // before anything writes to `generated`
 
   DeviceProblem device(generated);
   std::string result;
@@ -111,7 +119,7 @@ std::string mismatch_of_rules(GeneratedProblem<Q, KV, O>& generated, Tolerance t
     device.clear_outputs();
     attend(device.problem(), rule);
     device.fetch_outputs();
-    const std::string difference = mismatch(generated, expected.at(name), tolerance);
+    const std::string difference = mismatch(generated, expected.at(name).get(), tolerance);
     if (!difference.empty() && result.empty()) result = std::string(name) + ": " + difference;
   });
   return result;

@@ -9,13 +9,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "pagedkv/core/dtype.hpp"
 #include "support/cta_emulator.hpp"
 
 #define __device__
 #define __global__
+#if !defined(__shared__)  // hopper_emulator.hpp gives each host thread its own
 #define __shared__
+#endif
 #define __forceinline__ inline
 #define __noinline__
 #define __launch_bounds__(...)
@@ -30,10 +33,13 @@ namespace pagedkv_test {
 struct Index {
   unsigned x, y = 0, z = 0;
 };
-inline CtaEmulator emulator;
-inline Index emulated_cta{0}, emulated_grid{1};
+inline thread_local CtaEmulator emulator;
+inline thread_local Index emulated_cta{0}, emulated_grid{1};
 inline Index thread_index() { return {emulator.thread()}; }
 inline std::size_t lane_index() { return emulator.thread() % 32; }
+
+/// How often a thread has waited for the kernel in front.
+inline long waits = 0;
 
 /// Passes of shared memory beyond the first that ldmatrix has needed: eight rows of 16 bytes want eight groups of
 /// banks.
@@ -87,16 +93,17 @@ T __shfl_up_sync(unsigned, T mine, int distance) {
 }
 
 inline bool __any_sync(unsigned mask, bool mine) { return __ballot_sync(mask, mine) != 0; }
-inline void __syncwarp() { static_cast<void>(pagedkv_test::emulator.exchange(0)); }
+inline void __syncwarp() { pagedkv_test::emulator.synchronize_warp(); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
-// CTAs run one after another: nothing is under way between them.
+// CTAs take turns: nothing is under way between them, and what a thread does between two waits nobody interrupts.
 inline void __threadfence() {}
 inline unsigned atomicInc(unsigned* counter, unsigned last) {
   const unsigned old = *counter;
   *counter = old >= last ? 0 : old + 1;
   return old;
 }
+inline unsigned atomicAdd(unsigned* counter, unsigned more) { return std::exchange(*counter, *counter + more); }
 
 template <class T>
 T __shfl_xor_sync(unsigned, T mine, int mask) {
@@ -108,7 +115,7 @@ inline namespace v0 {
 namespace ptx {
 
 inline void launch_dependents() {}  // one kernel at a time: there is none to let go, none to wait for
-inline void wait_for_previous_kernel() {}
+inline void wait_for_previous_kernel() { ++pagedkv_test::waits; }
 
 inline void cp_async_16(void* shared, const void* global, bool live) {
   pagedkv_test::emulator.start_copy(shared, live ? global : nullptr);

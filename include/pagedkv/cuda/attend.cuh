@@ -1,12 +1,11 @@
-// attend(): a mixed batch, prompts and single tokens together, by whichever kernel suits it; explain() says which and
-// why.
+// attend(): a mixed batch, prompts and single tokens together, each sequence by the kernel that suits it; explain()
+// says which and why.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <string>
 
-#include "pagedkv/attention/plan.hpp"
 #include "pagedkv/attention/problem.hpp"
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/core/dtype.hpp"
@@ -15,6 +14,9 @@
 #include "pagedkv/cuda/decode.cuh"
 #include "pagedkv/cuda/device.hpp"
 #include "pagedkv/cuda/dispatch.hpp"
+#include "pagedkv/cuda/kernels/decode_schedule.hpp"
+#include "pagedkv/cuda/kernels/decode_slices.hpp"
+#include "pagedkv/cuda/kernels/prefill_schedule.hpp"
 #include "pagedkv/cuda/policy.hpp"
 #include "pagedkv/cuda/prefill.cuh"
 #include "pagedkv/cuda/workspace.cuh"
@@ -25,32 +27,104 @@ namespace cuda {
 
 namespace detail {
 
-/// Why a batch is not prefill's, in attend()'s view.
-template <class Problem>
-Support prefill_suits(const Problem& problem, const DeviceInfo& device) {
-  if (problem.tables.max_q_len < prefill_min_q_len) return {"too few queries a sequence to fill its tiles"};
-  return prefill_support(problem, device);
-}
-
 template <class Problem>
 constexpr bool has_prefill(int head_dim, int head_dim_v) {
   const PrefillPolicy policy = choose_prefill(min_arch, max(head_dim, head_dim_v), 2);
   return prefill_takes_types<Problem> && bool(is_supported(policy, {.head_dim = head_dim, .head_dim_v = head_dim_v}));
 }
 
+/// From how many queries on a sequence of this problem is prefill's.
+template <class Problem>
+int least_prompt(const Problem& problem, const DeviceInfo& device) {
+  return prefill_min_q_len(prefill_sm90_support(problem, device) ? 1 << packed_shift(problem.group_size()) : 1);
+}
+
+/// Has prefill anything to do, as far as the host can know, or why not?
+template <class Problem>
+Support prefill_suits(const Problem& problem, const DeviceInfo& device) {
+  const Support support = prefill_support(problem, device);
+  if constexpr (prefill_takes_types<Problem>) {
+    if (support && problem.tables.max_q_len < least_prompt(problem, device)) return {"too few queries a sequence"};
+  }
+  return support;
+}
+
+/// The problem with a bound that leaves sequences of `least_prompt` queries and more to prefill.
+template <class Problem>
+Problem decodes_of(Problem problem, int least_prompt) {
+  problem.tables.max_q_len = min(problem.tables.max_q_len, least_prompt - 1);
+  return problem;
+}
+
+/// prefill's part of explain().
+template <class Problem>
+std::string explain_prefill(const Problem& problem, const Workspace& workspace, int least_prompt) {
+  const auto number = [](auto n) { return std::to_string(n); };
+  const int arch = workspace.device().arch;
+  const Support fast = prefill_sm90_support(problem, workspace.device());
+  if (fast) {
+    const PrefillSm90Policy policy =
+        choose_prefill_sm90(problem.head_dim(), problem.head_dim_v(), has_many_tiles(problem, workspace.device()));
+    const PrefillCut cut = prefill_cut(policy, problem, least_prompt);
+    return "prefill_sm90 on sm_" + number(arch) + " {query_tile " + number(policy.query_tile) + ", key_tile " +
+           number(policy.key_tile) + ", stages " + number(policy.key_stages) + " and " + number(policy.value_stages) +
+           "}: tiles of " + number(cut.tile_queries) + " queries x " + number(1 << cut.packed_shift) + " heads";
+  }
+  const PrefillPolicy policy = choose_prefill(arch, max(problem.head_dim(), problem.head_dim_v()), 2);
+  return "prefill_sm80 on sm_" + number(arch) + " {query_tile " + number(policy.query_tile) + ", key_tile " +
+         number(policy.key_tile) + ", warps " + number(policy.warps) + ", stages " + number(policy.stages) +
+         "}: tiles of " + number(policy.query_tile) + " queries x 1 head; not prefill_sm90: " + fast.reason;
+}
+
+/// decode's part of explain(): all of the batch, or what prefill leaves.
+template <class Problem>
+std::string explain_decode(const Problem& problem, const Workspace& workspace, DecodePart part) {
+  const auto number = [](auto n) { return std::to_string(n); };
+  const int arch = workspace.device().arch;
+  const DecodePolicy policy = policy_for(problem, arch, part);
+  const Support fast = decode_sm80_support(policy, problem, workspace, {});
+  if (fast) {
+    const DecodeCut cut = cut_for(policy, problem, workspace, {});
+    return "decode_sm80 on sm_" + number(arch) + " {rows " + number(policy.rows) + ", warps " + number(policy.warps) +
+           ", stages " + number(policy.stages) + "}: " + number(cut.num_items) + " tiles of rows x " +
+           number(cut.kv_heads) + " KV heads in at most " + number(cut.max_slices) + " slices, one a CTA";
+  }
+  const DecodeSimtPolicy simt = choose_decode_simt(arch, problem.head_dim(), sizeof(typename Problem::Element));
+  const DecodeSchedule schedule = schedule_for(simt, problem, workspace);
+  return "decode_simt on sm_" + number(arch) + " {query_tile " + number(simt.query_tile) + ", split_keys " +
+         number(simt.split_keys) + ", max_warps " + number(simt.max_warps) + "}: " + number(schedule.plan.num_tiles()) +
+         " tiles x " + number(problem.kv_heads()) + " KV heads, at most " + number(schedule.plan.max_splits) +
+         " splits in " + number(schedule.num_shares) + " shares, " + number(schedule.num_ctas) + " CTAs of " +
+         number(schedule.warps) + " warps; not decode_sm80: " + fast.reason;
+}
+
 }  // namespace detail
 
-/// Attention for any ragged batch, with the contract of decode() and prefill(): one kernel, no allocation, no
-/// synchronisation, capturable. The stated max_q_len decides which kernel runs; both are right for every batch, but
-/// they round differently: where a sequence must get the same bits in any company, call one of them yourself. `options`
-/// are decode's; prefill has none.
+/// Attention for any ragged batch, with the contract of decode() and prefill(): no allocation, no synchronisation,
+/// capturable. Sequences that bring many queries are prefill's, the others decode's (prefill_min_q_len), told apart on
+/// the device by their lengths: a captured graph serves every mixture. Where the stated max_q_len says that all are
+/// decode's, or prefill cannot take the problem, decode's kernel runs alone; otherwise two kernels side by side,
+/// prefill's in front, decode's on the SMs that it leaves idle (from compute capability 9.0 on; elsewhere one after the
+/// other).
+/// Same inputs, same bits, whatever runs beside. `options` are decode's: a batch-invariant call gives the row of a
+/// sequence the same bits in any company, under any bounds, as long as the kernels named by explain() stay.
+/// options.launch is that of the kernel in front.
 template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, StorageType O,
           VariantFor<Space::device> V>
 void attend(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant, Workspace& workspace,
             cudaStream_t stream, const DecodeOptions& options = {}) {
   if constexpr (detail::has_prefill<AttentionProblem<Space::device, Q, KV, O>>(HeadDim, HeadDimV)) {
-    if (detail::prefill_suits(problem, workspace.device()))
-      return prefill<HeadDim, HeadDimV>(problem, variant, workspace, stream);
+    const DeviceInfo& device = workspace.device();
+    problem.validate();
+    if (detail::prefill_suits(problem, device)) {
+      // Prompts first: their tiles are large and end when they end; decode's slices are small, even, and fit in
+      // between. The other way round a decode that fills the GPU would leave prefill nothing to run beside.
+      const int least_prompt = detail::least_prompt(problem, device);
+      detail::prefill_part<HeadDim, HeadDimV>(problem, variant, workspace, stream, {.launch = options.launch},
+                                              least_prompt);
+      return detail::decode_part<HeadDim, HeadDimV>(detail::decodes_of(problem, least_prompt), variant, workspace,
+                                                    stream, options, detail::DecodePart::beside_previous);
+    }
   }
   decode<HeadDim, HeadDimV>(problem, variant, workspace, stream, options);
 }
@@ -63,38 +137,23 @@ void attend(HeadDims<Dims...> dims, const AttentionProblem<Space::device, Q, KV,
                 [&](auto head_dim) { attend<head_dim.value>(problem, variant, workspace, stream, options); });
 }
 
-/// What attend() would run for this problem, in one line: the kernel, its policy row, how the work is cut, and why not
-/// the other kernel. Throws InvalidArgument where problem.validate() does.
+/// What attend() would run for this problem, in one line: the kernels, their policy rows, how the work is cut, and why
+/// not another kernel. Throws InvalidArgument where problem.validate() does.
 template <class Problem>
 std::string explain(const Problem& problem, const Workspace& workspace) {
   problem.validate();
-  const auto number = [](auto n) { return std::to_string(n); };
-  const int arch = workspace.device().arch;
-  const Support suits = detail::prefill_suits(problem, workspace.device());
-  if (suits) {
-    const PrefillPolicy policy = choose_prefill(arch, max(problem.head_dim(), problem.head_dim_v()), 2);
-    const AttentionPlan plan = make_plan(problem.tables, policy.query_tile, policy.key_tile, 1, 1);
-    return "prefill_sm80 on sm_" + number(arch) + " {query_tile " + number(policy.query_tile) + ", key_tile " +
-           number(policy.key_tile) + ", warps " + number(policy.warps) + ", stages " + number(policy.stages) +
-           "}: " + number(plan.num_tiles()) + " tiles x " + number(problem.q_heads()) + " heads, 1 split";
+  const DeviceInfo& device = workspace.device();
+  const Support suits = detail::prefill_suits(problem, device);
+  if constexpr (detail::prefill_takes_types<Problem>) {
+    if (suits) {
+      const int least_prompt = detail::least_prompt(problem, device);
+      return detail::explain_prefill(problem, workspace, least_prompt) + "; beside it, for sequences of less than " +
+             std::to_string(least_prompt) + " queries, " +
+             detail::explain_decode(detail::decodes_of(problem, least_prompt), workspace,
+                                    detail::DecodePart::beside_previous);
+    }
   }
-  const Support fast = decode_sm80_support(problem, workspace);
-  if (fast) {
-    const DecodePolicy policy = detail::policy_for(problem, arch);
-    const DecodeCut cut = detail::cut_for(policy, problem, workspace, {});
-    return "decode_sm80 on sm_" + number(arch) + " {rows " + number(policy.rows) + ", warps " + number(policy.warps) +
-           ", stages " + number(policy.stages) + "}: " + number(cut.num_items) + " tiles of rows x " +
-           number(cut.kv_heads) + " KV heads in at most " + number(cut.max_slices) +
-           " slices, one a CTA; not prefill_sm80: " + suits.reason;
-  }
-  const DecodeSimtPolicy policy = choose_decode_simt(arch, problem.head_dim(), sizeof(typename Problem::Element));
-  const DecodeSchedule schedule = detail::schedule_for(policy, problem, workspace);
-  return "decode_simt on sm_" + number(arch) + " {query_tile " + number(policy.query_tile) + ", split_keys " +
-         number(policy.split_keys) + ", max_warps " + number(policy.max_warps) +
-         "}: " + number(schedule.plan.num_tiles()) + " tiles x " + number(problem.kv_heads()) + " KV heads, at most " +
-         number(schedule.plan.max_splits) + " splits in " + number(schedule.num_shares) + " shares, " +
-         number(schedule.num_ctas) + " CTAs of " + number(schedule.warps) + " warps; not decode_sm80: " + fast.reason +
-         "; not prefill_sm80: " + suits.reason;
+  return detail::explain_decode(problem, workspace, detail::DecodePart::all) + "; no prefill: " + suits.reason;
 }
 
 }  // namespace cuda

@@ -56,10 +56,19 @@ std::int64_t packed_rows(const Problem& problem) {
   return std::int64_t{max(1, problem.tables.max_q_len)} * problem.group_size();
 }
 
+/// Decode alone, or as one of two kernels that run side by side (see Launch)?
+enum class DecodePart { all, beside_previous };
+
+/// Packed rows that tiles are made for: beside prompts, whatever the bound, most sequences bring one query.
 template <class Problem>
-DecodePolicy policy_for(const Problem& problem, int arch) {
+std::int64_t usual_rows(const Problem& problem, DecodePart part) {
+  return part == DecodePart::all ? packed_rows(problem) : problem.group_size();
+}
+
+template <class Problem>
+DecodePolicy policy_for(const Problem& problem, int arch, DecodePart part = DecodePart::all) {
   return choose_decode(arch, problem.head_dim(), problem.head_dim_v(),
-                       static_cast<int>(min<std::int64_t>(packed_rows(problem), 1 << 20)));
+                       static_cast<int>(min<std::int64_t>(usual_rows(problem, part), 1 << 20)));
 }
 
 /// How decode_sm80 would cut this problem.
@@ -72,6 +81,7 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
   cut.tiles_per_seq = Divisor(static_cast<int>(tiles_per_seq));
   cut.group_size = Divisor(problem.group_size());
   cut.block_size = Divisor(problem.kv.block_size());
+  cut.max_q_len = problem.tables.max_q_len;
   cut.chunks_in_blocks = problem.kv.block_size() % 16 == 0;
   cut.tile_rows = policy.rows;
   cut.kv_heads = problem.kv_heads();
@@ -107,16 +117,62 @@ DecodeSchedule schedule_for(const DecodeSimtPolicy& policy, const Problem& probl
 
 template <int HeadDim, int HeadDimV, DecodePolicy Policy, class Problem, AttentionVariant V>
 void launch_decode_sm80(const Problem& problem, const V& variant, Workspace& workspace, const DecodeOptions& options,
-                        cudaStream_t stream) {
+                        DecodePart part, cudaStream_t stream) {
   using Config = DecodeSm80Config<typename Problem::Element, HeadDim, HeadDimV, Policy>;
-  const DecodeCut cut = cut_for(Policy, problem, workspace, options);
+  DecodeCut cut = cut_for(Policy, problem, workspace, options);
   if (cut.max_slices == 0) return;
+  cut.beside_previous = part == DecodePart::beside_previous;
+  const Launch mode = cut.beside_previous ? Launch::overlap_previous : options.launch;
   constexpr std::size_t shared_bytes = sizeof(typename Config::SharedMemory);
   const auto kernel = paged_decode_sm80_kernel<Config, Problem, V>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
         "decode: shared memory");
-  launch(kernel, {dim3(static_cast<unsigned>(cut.max_slices)), Config::threads, shared_bytes}, options.launch, stream,
+  launch(kernel, {dim3(static_cast<unsigned>(cut.max_slices)), Config::threads, shared_bytes}, mode, stream,
          "decode_sm80: launch", problem, variant, cut, pools_of(problem.kv), workspace.partials());
+}
+
+template <class Problem>
+Support decode_sm80_support(const DecodePolicy& policy, const Problem& problem, const Workspace& workspace,
+                            const DecodeOptions& options) {
+  if (!decode_takes_types<Problem>) return {"q, K, V and out must all be bf16 or all be f16"};
+  const DeviceInfo& device = workspace.device();
+  const Support support =
+      is_supported(policy, {.arch = device.arch, .head_dim = problem.head_dim(), .head_dim_v = problem.head_dim_v()},
+                   device.shared_bytes_per_cta);
+  if (!support) return support;
+  if (packed_rows(problem) / policy.rows >= (1 << 30) / max(1, problem.tables.num_seqs()))
+    return {"more than 2^30 tiles of rows"};
+  if (!rows_aligned(problem.q, 16)) return {"rows of q must start at multiples of 16 bytes"};
+  if (!is_chunked(problem.kv.k)) return {"rows of K must start at multiples of 16 bytes, strides stay below 32 GiB"};
+  if (!is_chunked(problem.kv.v)) return {"rows of V must start at multiples of 16 bytes, strides stay below 32 GiB"};
+  if (!rows_aligned(problem.out, 8)) return {"rows of out must start at multiples of 8 bytes"};
+  if (options.batch_invariant && cut_for(policy, problem, workspace, options).max_pieces < 2)
+    return {"a batch-invariant call needs partials in the workspace, at least two tiles of rows"};
+  return {};
+}
+
+/// Runs decode for a checked problem's sequences of at most tables.max_q_len queries; rows of others are not touched.
+template <int HeadDim, int HeadDimV, class Problem, AttentionVariant V>
+void decode_part(const Problem& problem, const V& variant, Workspace& workspace, cudaStream_t stream,
+                 const DecodeOptions& options, DecodePart part) {
+  constexpr DecodeSimtPolicy simt_policy = choose_decode_simt(min_arch, HeadDim, sizeof(typename Problem::Element));
+  constexpr KernelShape shape{.head_dim = HeadDim, .head_dim_v = HeadDimV};
+  static_assert(is_supported(simt_policy, shape), "decode: head_dim and head_dim_v must be 1 to 256");
+  constexpr bool has_sm80 =
+      decode_takes_types<Problem> && bool(is_supported(choose_decode(min_arch, HeadDim, HeadDimV, 1), shape));
+  if constexpr (has_sm80) {
+    const DecodePolicy policy = policy_for(problem, workspace.device().arch, part);
+    if (decode_sm80_support(policy, problem, workspace, options)) {
+      constexpr DecodePolicy few = choose_decode(min_arch, HeadDim, HeadDimV, 1);
+      constexpr DecodePolicy many = choose_decode(min_arch, HeadDim, HeadDimV, std::numeric_limits<int>::max());
+      if (usual_rows(problem, part) <= few.rows)
+        return launch_decode_sm80<HeadDim, HeadDimV, few>(problem, variant, workspace, options, part, stream);
+      return launch_decode_sm80<HeadDim, HeadDimV, many>(problem, variant, workspace, options, part, stream);
+    }
+  }
+  // It starts when the kernel in front has ended, beside it or not.
+  decode_simt<DecodeSimtConfig<HeadDim, HeadDimV, simt_policy>>(
+      problem, variant, schedule_for(simt_policy, problem, workspace), workspace.partials(), stream);
 }
 
 }  // namespace detail
@@ -124,22 +180,7 @@ void launch_decode_sm80(const Problem& problem, const V& variant, Workspace& wor
 /// Can decode_sm80 take this problem on this workspace's GPU, or why must decode_simt? O(1), on the host.
 template <class Problem>
 Support decode_sm80_support(const Problem& problem, const Workspace& workspace, const DecodeOptions& options = {}) {
-  if (!detail::decode_takes_types<Problem>) return {"q, K, V and out must all be bf16 or all be f16"};
-  const DeviceInfo& device = workspace.device();
-  const DecodePolicy policy = detail::policy_for(problem, device.arch);
-  const Support support =
-      is_supported(policy, {.arch = device.arch, .head_dim = problem.head_dim(), .head_dim_v = problem.head_dim_v()},
-                   device.shared_bytes_per_cta);
-  if (!support) return support;
-  if (detail::packed_rows(problem) / policy.rows >= (1 << 30) / max(1, problem.tables.num_seqs()))
-    return {"more than 2^30 tiles of rows"};
-  if (!rows_aligned(problem.q, 16)) return {"rows of q must start at multiples of 16 bytes"};
-  if (!is_chunked(problem.kv.k)) return {"rows of K must start at multiples of 16 bytes, strides stay below 32 GiB"};
-  if (!is_chunked(problem.kv.v)) return {"rows of V must start at multiples of 16 bytes, strides stay below 32 GiB"};
-  if (!rows_aligned(problem.out, 8)) return {"rows of out must start at multiples of 8 bytes"};
-  if (options.batch_invariant && detail::cut_for(policy, problem, workspace, options).max_pieces < 2)
-    return {"a batch-invariant call needs partials in the workspace, at least two tiles of rows"};
-  return {};
+  return detail::decode_sm80_support(detail::policy_for(problem, workspace.device().arch), problem, workspace, options);
 }
 
 /// Attention of problem.q [num_tokens, q_heads, HeadDim] over the paged cache into problem.out [num_tokens, q_heads,
@@ -151,26 +192,10 @@ template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, St
           VariantFor<Space::device> V>
 void decode(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant, Workspace& workspace,
             cudaStream_t stream, const DecodeOptions& options = {}) {
-  using Problem = AttentionProblem<Space::device, Q, KV, O>;
-  constexpr DecodeSimtPolicy simt_policy = choose_decode_simt(min_arch, HeadDim, sizeof(KV));
-  constexpr KernelShape shape{.head_dim = HeadDim, .head_dim_v = HeadDimV};
-  static_assert(is_supported(simt_policy, shape), "decode: head_dim and head_dim_v must be 1 to 256");
   problem.validate();
   require(problem.head_dim() == HeadDim, "decode: head_dim", HeadDim, problem.head_dim());
   require(problem.head_dim_v() == HeadDimV, "decode: head_dim_v", HeadDimV, problem.head_dim_v());
-  constexpr bool has_sm80 =
-      detail::decode_takes_types<Problem> && bool(is_supported(choose_decode(min_arch, HeadDim, HeadDimV, 1), shape));
-  if constexpr (has_sm80) {
-    if (decode_sm80_support(problem, workspace, options)) {
-      constexpr DecodePolicy few = choose_decode(min_arch, HeadDim, HeadDimV, 1);
-      constexpr DecodePolicy many = choose_decode(min_arch, HeadDim, HeadDimV, std::numeric_limits<int>::max());
-      if (detail::packed_rows(problem) <= few.rows)
-        return detail::launch_decode_sm80<HeadDim, HeadDimV, few>(problem, variant, workspace, options, stream);
-      return detail::launch_decode_sm80<HeadDim, HeadDimV, many>(problem, variant, workspace, options, stream);
-    }
-  }
-  decode_simt<DecodeSimtConfig<HeadDim, HeadDimV, simt_policy>>(
-      problem, variant, detail::schedule_for(simt_policy, problem, workspace), workspace.partials(), stream);
+  detail::decode_part<HeadDim, HeadDimV>(problem, variant, workspace, stream, options, detail::DecodePart::all);
 }
 
 /// The same for a head_dim known at run time, one of those named; head_dim_v is equal.

@@ -17,6 +17,14 @@ namespace cuda {
 /// dependent launch, from compute capability 9.0 on; elsewhere the same as after_previous) it starts early and waits
 /// before it reads Q, K or V or writes anything. Block tables, lengths and slots it reads at once: they must come from
 /// an upload or from a kernel that ended before any overlapping launch behind it.
+///
+/// Two kernels of one call may also run side by side (attend()): the second is launched with overlap_previous and never
+/// waits before it works. That is right where all of this holds:
+///   - every CTA of the first waits for its own predecessor and only then lets its dependents go: what the second
+///     reads, and the scratch memory that it writes, was left by kernels that have ended when its first CTA starts;
+///   - they write different rows and different scratch memory, and neither reads what the other writes;
+///   - one CTA of the second waits before it ends: so the second ends after the first, and whoever is behind both, with
+///     or without overlap, need only wait for the second.
 enum class Launch { after_previous, overlap_previous };
 
 struct LaunchShape {
@@ -27,11 +35,13 @@ struct LaunchShape {
 
 namespace detail {
 
-inline bool can_overlap() {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "launch");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "launch");
-  return major >= 9;
+/// Has the code that this GPU runs the instruction that waits? A GPU of compute capability 9.0 may also run code that
+/// was translated from PTX for an older one, which would start early and never wait.
+template <class... Parameters>
+bool can_overlap(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "launch");
+  return attributes.ptxVersion >= 90;
 }
 
 }  // namespace detail
@@ -50,7 +60,7 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, Launch mode
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = mode == Launch::overlap_previous && detail::can_overlap() ? 1 : 0;
+  config.numAttrs = mode == Launch::overlap_previous && detail::can_overlap(kernel) ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 

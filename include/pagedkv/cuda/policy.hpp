@@ -47,14 +47,25 @@ struct DecodeSimtPolicy {
   friend constexpr bool operator==(const DecodeSimtPolicy&, const DecodeSimtPolicy&) = default;
 };
 
-/// prefill_sm80: a CTA per (query tile, query head); K and V flow through `stages` buffers of key_tile rows.
+/// prefill_sm80: a CTA per (query tile, query head); K and V flow through `stages` buffers of key_tile rows each.
 struct PrefillPolicy {
-  int query_tile;  // query rows of a work item, 16 a warp
-  int key_tile;    // keys of one pass
-  int warps;       // of a CTA
-  int stages;      // key tiles in flight
+  int query_tile;       // query rows of a work item, 16 or 32 a warp
+  int key_tile;         // keys of one pass
+  int warps;            // of a CTA
+  int stages;           // with 1, K of the next tile is under way while V of this one is multiplied, and so on
+  int ctas_per_sm = 1;  // what registers are spent on
 
   friend constexpr bool operator==(const PrefillPolicy&, const PrefillPolicy&) = default;
+};
+
+/// prefill_sm90: a CTA per SM, whose warpgroups share tiles of key_tile keys.
+struct PrefillSm90Policy {
+  int query_tile;                // packed rows, 64 for each warpgroup that multiplies
+  int key_tile;                  // keys of one pass
+  int key_stages, value_stages;  // tiles that fit in shared memory
+  int query_buffers;             // 2: the next tile's queries are fetched while the present one is computed
+
+  friend constexpr bool operator==(const PrefillSm90Policy&, const PrefillSm90Policy&) = default;
 };
 
 /// copy_blocks, store_kv, gather_kv and swap_blocks: CTAs that move tiles of pieces, 16 bytes each where everything is
@@ -106,16 +117,40 @@ constexpr DecodeSimtPolicy choose_decode_simt(int /*arch*/, int /*head_dim*/, in
   return {.max_warps = 8, .query_tile = 4, .split_keys = 128, .ctas_per_sm = 16, .max_ctas = 1 << 16};
 }
 
-/// Registers by nvcc 13.0 over every rule and model's chain, sm_80 and sm_90a alike; no row spills.
+/// As FlashAttention-2 has it on sm_80: 128 rows, 32 a warp, and one stage, 64 KiB at head_dim 128: two CTAs fit on an SM of
+/// compute capability 8.0 and 9.0, one on 8.6 and 8.9. Beyond 128 an output of 32 rows a warp does not fit in registers.
 constexpr PrefillPolicy choose_prefill(int /*arch*/, int head_dim, int /*element_bytes*/) {
-  // 180 to 192 registers at head_dim 64, 222 to 231 at 128: two CTAs an SM, which share 80 KiB each at 128.
-  if (head_dim <= 128) return {.query_tile = 64, .key_tile = 64, .warps = 4, .stages = 2};
-  // 194 to 197 at 192 with 128 for V, 254 at 256; 64 keys would not fit in 99 KiB.
-  return {.query_tile = 64, .key_tile = 32, .warps = 4, .stages = 2};
+  if (head_dim <= 128) return {.query_tile = 128, .key_tile = 64, .warps = 4, .stages = 1};
+  return {.query_tile = 64, .key_tile = 64, .warps = 4, .stages = 1};  // 96 KiB at head_dim 256
 }
 
-/// Longest queries (max_q_len) below this are decode's, whatever prefill could do: a tile of 64 rows would stand empty.
-inline constexpr int prefill_min_q_len = 16;
+/// Sequences with fewer queries are decode's, the others prefill's; a sequence's own length decides, so company does not.
+/// `packed_heads`: query heads whose rows share a tile of prefill, 1 where each head has tiles of its own. Decode reads K
+/// and V once for every 16 rows of a KV head: as long as prefill would read them as often, decode is better, since it cuts
+/// keys evenly over all SMs and wastes no rows. From there on each further tile costs as much as the first (H200, bf16,
+/// head_dim 128, 32 query and 8 KV heads, 2026-11: 32 sequences of 4,096 keys 135 us with 16 rows, 236 us with 32; 128 of
+/// 1,024 140 and 206 us), a tile of prefill is already paid for. Up to 8 queries, a token and its drafts, stay decode's for
+/// small batches: 32 rows of 1 sequence of 4,096 keys take no longer than 16, 22 us, one tile of prefill about 60.
+constexpr int prefill_min_q_len(int packed_heads) { return max(9, 16 / packed_heads + 1); }
+
+constexpr PrefillSm90Policy choose_prefill_sm90(int head_dim, int head_dim_v, bool many_tiles) {
+  const int widest = max(head_dim, head_dim_v);
+  PrefillSm90Policy policy{.query_tile = 128,
+                           .key_tile = 128,
+                           .key_stages = 2,
+                           .value_stages = widest <= 128 ? 3 : 2,
+                           .query_buffers = head_dim <= 128 ? 2 : 1};
+  if (widest > 128 && head_dim_v > 128) policy.key_tile = widest <= 192 ? 112 : 80;
+  if (many_tiles && (widest <= 64 || widest == 128)) {
+    policy.query_tile = 192;
+    policy.key_tile = widest <= 64 ? 128 : 80;
+    policy.key_stages = 3;
+  }
+  return policy;
+}
+
+/// Tiles of choose_prefill_sm90(.., true) for each SM from which on they are `many`.
+inline constexpr int prefill_many_tiles = 4;
 
 /// The least arch that any kernel is built for.
 inline constexpr int min_arch = 80;
@@ -162,10 +197,10 @@ constexpr Support is_supported(const DecodeSimtPolicy& policy, const KernelShape
   return {};
 }
 
-/// Shared memory of prefill_sm80: the query tile, then K and V of every stage; 16-bit elements.
+/// Shared memory of prefill_sm80: the query tile, K and V of every stage, 16-bit elements; and what the CTA works on.
 constexpr std::size_t prefill_shared_bytes(const PrefillPolicy& policy, int head_dim, int head_dim_v) {
   const int rows = policy.stages * policy.key_tile;
-  return 2 * static_cast<std::size_t>(policy.query_tile * head_dim + rows * (head_dim + head_dim_v));
+  return 2 * static_cast<std::size_t>(policy.query_tile * head_dim + rows * (head_dim + head_dim_v)) + 128;
 }
 
 /// 99 KiB is what a CTA gets on the smallest of the supported GPUs (compute capability 8.6 and 8.9).
@@ -173,12 +208,40 @@ constexpr Support is_supported(const PrefillPolicy& policy, const KernelShape& s
                                std::size_t shared_bytes_per_cta = 99 * 1024) {
   if (const Support support = tensor_core_support(shape); !support) return support;
   if (policy.warps < 1 || policy.warps > 32) return {"a CTA has 1 to 32 warps"};
-  if (policy.query_tile != 16 * policy.warps) return {"a warp holds 16 query rows"};
+  if (policy.query_tile != 16 * policy.warps && policy.query_tile != 32 * policy.warps)
+    return {"a warp holds 16 or 32 query rows"};
   if (policy.key_tile < 16 || policy.key_tile % 16 != 0) return {"key_tile must be a multiple of 16"};
   if (policy.key_tile % policy.warps != 0 || policy.key_tile / policy.warps > 32)
     return {"warps must share the rows of a key tile evenly, at most 32 each"};
-  if (policy.stages < 2) return {"one tile is in flight while another is computed: at least 2 stages"};
+  if (policy.stages < 1) return {"a CTA has at least 1 stage"};
+  if (policy.ctas_per_sm < 1) return {"an SM has at least 1 CTA"};
   if (prefill_shared_bytes(policy, shape.head_dim, shape.head_dim_v) > shared_bytes_per_cta)
+    return {"query and key tiles do not fit in shared memory"};
+  return {};
+}
+
+/// Shared memory of prefill_sm90's tiles: queries, then K and V of every stage; 16-bit elements.
+constexpr std::size_t prefill_sm90_shared_bytes(const PrefillSm90Policy& policy, int head_dim, int head_dim_v) {
+  const int keys = policy.key_stages * policy.key_tile, values = policy.value_stages * policy.key_tile;
+  return 2 *
+         static_cast<std::size_t>((policy.query_buffers * policy.query_tile + keys) * head_dim + values * head_dim_v);
+}
+
+/// Hopper's own instructions: no GPU before it or behind it has them. 2 KiB are for barriers and alignment.
+constexpr Support is_supported(const PrefillSm90Policy& policy, const KernelShape& shape,
+                               std::size_t shared_bytes_per_cta = 227 * 1024) {
+  if (shape.arch != 90) return {"needs compute capability 9.0"};
+  if (const Support support = tensor_core_support(shape); !support) return support;
+  const auto has_tile = [](int dim) { return dim == 64 || dim == 96 || dim == 128 || dim == 192 || dim == 256; };
+  if (!has_tile(shape.head_dim)) return {"head_dim must be 64, 96, 128, 192 or 256"};
+  if (!has_tile(shape.head_dim_v)) return {"head_dim_v must be 64, 96, 128, 192 or 256"};
+  if (policy.query_tile != 128 && policy.query_tile != 192) return {"two or three warpgroups multiply, 64 rows each"};
+  if (policy.key_tile < 16 || policy.key_tile > 256 || policy.key_tile % 16 != 0)
+    return {"key_tile must be a multiple of 16 up to 256"};
+  if (policy.key_stages < 2 || policy.value_stages < 2)
+    return {"one tile is in flight while another is computed: at least 2 stages"};
+  if (policy.query_buffers < 1) return {"a tile's queries need a buffer"};
+  if (prefill_sm90_shared_bytes(policy, shape.head_dim, shape.head_dim_v) + 2048 > shared_bytes_per_cta)
     return {"query and key tiles do not fit in shared memory"};
   return {};
 }

@@ -1,4 +1,4 @@
-// tensor_map(): the driver's encoding of K or V for TMA, found at run time so that nothing links against libcuda.
+// tensor_map(): the driver's encoding of a tensor for TMA, found at run time so that nothing links against libcuda.
 #pragma once
 
 #include <cuda.h>
@@ -39,7 +39,7 @@ inline EncodeTiled encode_tiled() {
 
 /// The map of `tensor`, for cp_async_bulk_tensor_5d. Computed by the CPU alone: nothing is enqueued, and a graph that
 /// is being captured does not mind. Throws CudaError where the driver refuses.
-inline ptx::TensorMap tensor_map(const BoxedKv& tensor) {
+inline ptx::TensorMap tensor_map(const BoxedTensor& tensor) {
   constexpr std::uint32_t every_element[5] = {1, 1, 1, 1, 1};
   const CUtensorMapSwizzle swizzle = tensor.box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
                                      : tensor.box[0] == 32 ? CU_TENSOR_MAP_SWIZZLE_64B

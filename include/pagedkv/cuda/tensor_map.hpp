@@ -1,4 +1,5 @@
-// BoxedKv: K or V as a five-dimensional tensor out of which TMA lifts boxes, in numbers that need neither driver nor GPU.
+// BoxedTensor: K, V or Q as a five-dimensional tensor out of which TMA lifts boxes, in numbers that need neither driver
+// nor GPU.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,8 @@ namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
 
-/// Axes, innermost first: column in a slab, slot, slab, KV head, block. A box is {slab, box_rows slots, all slabs, 1, 1}, which
-/// TMA lays down as one box of BoxedTile<dim, box_rows>. Blocks and slots that do not exist arrive as zeros.
-struct BoxedKv {
+/// Axes, innermost first. What does not exist arrives as zeros.
+struct BoxedTensor {
   const void* data = nullptr;
   std::uint64_t extents[5] = {};
   std::uint64_t strides_bytes[4] = {};  // of axes 1 to 4
@@ -43,9 +43,10 @@ Support boxed_support(const View<T, 4, S>& view, int box_rows) {
   return {};
 }
 
-/// The tensor; only where boxed_support() says yes.
+/// K or V, only where boxed_support() says yes: axes column in a slab, slot, slab, KV head, block. A box is {slab, box_rows
+/// slots, box_slabs, 1, 1}: with all slabs (0) what TMA lays down is one box of BoxedTile<dim, box_rows>.
 template <class T, Space S>
-BoxedKv boxed(const View<T, 4, S>& view, int box_rows) {
+BoxedTensor boxed(const View<T, 4, S>& view, int box_rows, int box_slabs = 0) {
   const auto columns = static_cast<std::uint32_t>(slab_columns(static_cast<int>(view.extents[3])));
   const auto slabs = static_cast<std::uint32_t>(view.extents[3]) / columns;
   const auto extent = [&](int axis) { return static_cast<std::uint64_t>(view.extents[axis]); };
@@ -55,7 +56,23 @@ BoxedKv boxed(const View<T, 4, S>& view, int box_rows) {
   return {.data = view.data,
           .extents = {columns, extent(2), slabs, extent(1), extent(0)},
           .strides_bytes = {stride_bytes(2), std::uint64_t{2} * columns, stride_bytes(1), stride_bytes(0)},
-          .box = {columns, static_cast<std::uint32_t>(box_rows), slabs, 1, 1}};
+          .box = {columns, static_cast<std::uint32_t>(box_rows),
+                  box_slabs == 0 ? slabs : static_cast<std::uint32_t>(box_slabs), 1, 1}};
+}
+
+/// Q [num_tokens, q_heads, head_dim], rows_aligned() to 16 bytes: axes column in a slab, head, token, slab, and one more. A
+/// box is {slab, heads, rows / heads tokens, 1, 1}: rows whose heads come first.
+template <class T, Space S>
+BoxedTensor boxed_queries(const View<T, 3, S>& view, int heads, int rows) {
+  const auto columns = static_cast<std::uint32_t>(slab_columns(static_cast<int>(view.extents[2])));
+  const auto extent = [&](int axis) { return static_cast<std::uint64_t>(view.extents[axis]); };
+  const auto stride_bytes = [&](int axis) {
+    return view.extents[axis] == 1 ? 16 : 2 * static_cast<std::uint64_t>(view.strides[axis]);
+  };
+  return {.data = view.data,
+          .extents = {columns, extent(1), extent(0), extent(2) / columns, 1},
+          .strides_bytes = {stride_bytes(1), stride_bytes(0), std::uint64_t{2} * columns, 16},
+          .box = {columns, static_cast<std::uint32_t>(heads), static_cast<std::uint32_t>(rows / heads), 1, 1}};
 }
 
 }  // namespace cuda

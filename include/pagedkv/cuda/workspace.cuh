@@ -24,6 +24,7 @@
 #include "pagedkv/cuda/error.cuh"
 #include "pagedkv/cuda/kernels/apply_changes.cuh"
 #include "pagedkv/cuda/kernels/partials.cuh"
+#include "pagedkv/cuda/kernels/prefill_schedule.hpp"
 #include "pagedkv/cuda/launch.cuh"
 #include "pagedkv/cuda/memory.cuh"
 #include "pagedkv/cuda/staging.cuh"
@@ -64,7 +65,8 @@ class Workspace {
         step_(step_bytes(options), options.num_buffers),
         outputs_(size(options.max_partials) * size(round_up(options.head_dim_v, 4))),
         softmax_(size(options.max_partials)),
-        arrivals_(size(options.max_partials)) {
+        arrivals_(size(options.max_partials)),
+        prefill_counters_(1) {
     cudaFuncAttributes unused;  // asking loads the kernel, for which the first upload would else wait
     check(cudaFuncGetAttributes(&unused, changes_apply_kernel<ChangesConfig>), "workspace: load");
   }
@@ -136,6 +138,9 @@ class Workspace {
             .softmax = dense_view<Space::device>(softmax_.data(), {capacity}),
             .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity})};
   }
+
+  /// For launchers: what the CTAs of a prefill take their tiles by.
+  PrefillCounters* prefill_counters() const { return prefill_counters_.data(); }
 
  private:
   static constexpr std::size_t size(std::int64_t count) { return static_cast<std::size_t>(count); }
@@ -231,6 +236,7 @@ class Workspace {
   DeviceArray<float> outputs_;  // [max_partials, head_dim_v in steps of 16 bytes]
   DeviceArray<OnlineSoftmax> softmax_;
   DeviceArray<unsigned> arrivals_;
+  DeviceArray<PrefillCounters> prefill_counters_;
   TableVersion on_device_;  // the batch and its changes that tables_ holds
   std::size_t last_upload_bytes_ = 0;
 };

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "pagedkv/attention/variants.hpp"
+
 using namespace pagedkv;
 using namespace pagedkv::cuda;
 
@@ -80,5 +82,35 @@ TEST_CASE("a long row alone is not cut into more pieces than can be merged while
     CAPTURE(row_units);
     CHECK(8 * slices.size * slices.size >= row_units);
     CHECK(8 * (slices.size - 2) * (slices.size - 2) <= max(row_units, 8 * 15 * 15));  // nor into many fewer
+  }
+}
+
+TEST_CASE("each packed row of a sequence lies in one item, and those of a sequence of too many queries in none") {
+  for (const int group_size : {1, 4, 5}) {
+    for (const int max_q_len : {0, 1, 8, 15}) {
+      DecodeCut cut;
+      const int tiles_per_seq = ceil_div(max(1, max_q_len) * group_size, cut.tile_rows);
+      cut.tiles_per_seq = Divisor(tiles_per_seq);
+      cut.group_size = Divisor(group_size);
+      cut.max_q_len = max_q_len;
+      cut.num_items = 3 * tiles_per_seq;
+      for (int q_len = 0; q_len < 40; ++q_len) {
+        const SequenceLengths lengths{.query_begin = 7, .query_end = 7 + q_len, .kv_len = 300};
+        int num_rows = 0;
+        bool sound = true;
+        for (int index = 0; index < cut.num_items; ++index) {
+          const DecodeItem item = make_item(cut, Causal{}, index, lengths);
+          if (item.sequence == 1) {
+            sound &= item.num_rows == 0 || item.row_begin == num_rows;
+            num_rows += item.num_rows;
+          }
+          sound &= (item.units.size() > 0) == (item.num_rows > 0);
+        }
+        CAPTURE(q_len);
+        CAPTURE(max_q_len);
+        CHECK(sound);
+        CHECK(num_rows == (q_len <= max_q_len ? q_len * group_size : 0));
+      }
+    }
   }
 }

@@ -18,6 +18,7 @@
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/core/view.hpp"
 #include "pagedkv/cuda/policy.hpp"
+#include "support/mixed_batch.hpp"
 #include "support/problem_generator.hpp"
 #include "support/rules.hpp"
 #include "support/tolerance.hpp"
@@ -64,11 +65,12 @@ struct Cutting {
   int unit_tiles = 1;
   std::int64_t num_partials = 4096;  // rows
   int min_slice_units = 1;
+  bool beside_previous = false;
 };
 
-/// Runs the grid, one CTA after another.
+/// Runs the grid, one CTA after another. How often the threads of each CTA have waited for the kernel in front.
 template <class Config, class Problem, AttentionVariant V>
-void launch(const Problem& problem, const V& variant, const Cutting& cutting) {
+std::vector<long> launch(const Problem& problem, const V& variant, const Cutting& cutting) {
   static_assert(sizeof(typename Config::SharedMemory) <= sizeof(cuda::shared_bytes));
   const int rows = max(1, problem.tables.max_q_len) * problem.group_size();
   const int tiles_per_seq = ceil_div(rows, Config::rows);
@@ -77,6 +79,7 @@ void launch(const Problem& problem, const V& variant, const Cutting& cutting) {
       .tiles_per_seq = Divisor(tiles_per_seq),
       .group_size = Divisor(problem.group_size()),
       .block_size = Divisor(problem.kv.block_size()),
+      .max_q_len = problem.tables.max_q_len,
       .chunks_in_blocks = problem.kv.block_size() % 16 == 0,
       .tile_rows = Config::rows,
       .kv_heads = problem.kv_heads(),
@@ -86,15 +89,21 @@ void launch(const Problem& problem, const V& variant, const Cutting& cutting) {
       .num_sms = cutting.num_ctas,
       .max_pieces = cutting.num_partials / Config::rows,
       .unit_pieces = cutting.unit_pieces,
+      .beside_previous = cutting.beside_previous,
   };
   const cuda::DecodePools pools{cuda::in_chunks(problem.kv.k), cuda::in_chunks(problem.kv.v),
                                 static_cast<int>(problem.kv.num_blocks())};
   Scratch scratch(cutting.num_partials, Config::head_dim_v);
   emulated_grid.x = static_cast<unsigned>(cutting.num_ctas);
-  for (emulated_cta.x = 0; emulated_cta.x < emulated_grid.x; ++emulated_cta.x)
+  std::vector<long> waits_of_cta;
+  for (emulated_cta.x = 0; emulated_cta.x < emulated_grid.x; ++emulated_cta.x) {
+    waits = 0;
     emulator.run(Config::threads,
                  [&] { cuda::paged_decode_sm80_kernel<Config>(problem, variant, cut, pools, scratch.view()); });
+    waits_of_cta.push_back(waits);
+  }
   REQUIRE(std::ranges::all_of(scratch.arrivals, [](unsigned count) { return count == 0; }));
+  return waits_of_cta;
 }
 
 template <class T, int HeadDim, int HeadDimV = HeadDim, int Rows = 8>
@@ -189,6 +198,59 @@ TEST_CASE(
       check<Config<bf16, 32>>(generated, SlidingWindow{.window = 700, .sink_tokens = 5},
                               {.num_ctas = num_ctas, .unit_pieces = unit_pieces, .num_partials = 40000});
     }
+  }
+}
+
+TEST_CASE("the decode kernel leaves prompts of a mixed batch alone, wherever they stand and however it is cut") {
+  ProblemShape shape{.seed = 11,
+                     .q_len = {},
+                     .kv_len = {},
+                     .kv_heads = 2,
+                     .group_size = 3,
+                     .head_dim = 32,
+                     .head_dim_v = 32,
+                     .block_size = 16,
+                     .shares_prefixes = false};
+  constexpr int max_q_len = 4;
+  for (const std::vector<int>& q_len : {std::vector<int>{1, 40, 4, 0, 5, 1}, {33, 1, 2}, {3, 9}, {70, 5}}) {
+    shape.q_len = q_len;
+    shape.kv_len.clear();
+    for (std::size_t s = 0; s < q_len.size(); ++s) shape.kv_len.push_back(90 + 100 * static_cast<int>(s));
+    GeneratedProblem<bf16> generated(shape);
+    Expected expected = expected_of(generated, Causal{});
+    for (int s = 0; s < shape.num_seqs(); ++s)
+      if (q_len[static_cast<std::size_t>(s)] > max_q_len) expect_untouched(expected, generated, s);
+    auto problem = generated.problem();
+    problem.tables.max_q_len = max_q_len;
+    for (const bool unit_pieces : {false, true}) {
+      for (const int num_ctas : {1, 6, 40}) {
+        CAPTURE(unit_pieces);
+        CAPTURE(num_ctas);
+        generated.clear_outputs();
+        launch<Config<bf16, 32>>(problem, Causal{}, {.num_ctas = num_ctas, .unit_pieces = unit_pieces});
+        const std::string difference = mismatch(generated, expected, out_tolerance<bf16>(rounding_unit<bf16>()));
+        CHECK_MESSAGE(difference.empty(), difference);
+      }
+    }
+  }
+}
+
+TEST_CASE(
+    "all CTAs of decode wait for the kernel in front, beside another kernel the last alone, with work or without") {
+  using OneConfig = Config<bf16, 32>;
+  auto generated = generate<bf16, 32>(3, {.max_seqs = 4, .max_kv_len = 1500, .max_q_len = 2, .max_group_size = 4});
+  for (const int num_ctas : {1, 4, 1000}) {  // of 1,000 most have no slice
+    CAPTURE(num_ctas);
+    const auto after = launch<OneConfig>(generated.problem(), Causal{}, {.num_ctas = num_ctas});
+    CHECK(std::ranges::all_of(after, [](long count) { return count == OneConfig::threads; }));
+    generated.clear_outputs();
+    auto beside = launch<OneConfig>(generated.problem(), Causal{}, {.num_ctas = num_ctas, .beside_previous = true});
+    CHECK(beside.back() == OneConfig::threads);
+    beside.pop_back();
+    CHECK(std::ranges::all_of(beside, [](long count) { return count == 0; }));
+    const std::string difference =
+        mismatch(generated, expected_of(generated, Causal{}), out_tolerance<bf16>(rounding_unit<bf16>()));
+    CHECK_MESSAGE(difference.empty(), difference);
   }
 }
 

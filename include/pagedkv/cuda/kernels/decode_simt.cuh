@@ -269,7 +269,8 @@ __global__ void __launch_bounds__(Config::max_threads, Config::min_ctas_per_sm)
     const int q_len = problem.tables.q_len(sequence), kv_len = problem.tables.kv_len(sequence);
 
     const WorkItem first = plan.item(tile, share, q_len, kv_len);
-    if (first.rows.empty()) continue;  // the bounds allow longer rows than this one
+    if (first.rows.empty()) continue;                // the bounds allow longer rows than this one
+    if (q_len > problem.tables.max_q_len) continue;  // another kernel's: see DecodeCut::max_q_len
     const int num_pairs = first.rows.size() * problem.group_size();
     const int num_shares = min(schedule.num_shares, first.num_splits);
     const auto partial_index = [&](const QueryRow<Config>& row, int split) {

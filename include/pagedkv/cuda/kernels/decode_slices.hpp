@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/core/config.hpp"
@@ -26,6 +27,9 @@ struct DecodeCut {
   Divisor tiles_per_seq;  // item = sequence * tiles_per_seq + tile
   Divisor group_size;     // packed row = query * group_size + head of the group
   Divisor block_size;
+  // Sequences with more queries are no decode's: they have no rows here, and theirs in the output are not touched. The
+  // bound that tiles_per_seq comes from.
+  int max_q_len = std::numeric_limits<int>::max();
   bool chunks_in_blocks = true;  // is block_size a multiple of the 16 keys of a warp's step?
   int tile_rows = 8;             // packed rows of a tile
   int kv_heads = 1;
@@ -35,8 +39,9 @@ struct DecodeCut {
   int num_sms = 1;          // half of them keep memory busy
   int small_slice_units =
       0;  // one CTA an SM where slices are no longer: the other place is the next kernel's to get ready in
-  std::int64_t max_pieces = 0;  // tiles of partials that there is room for
-  bool unit_pieces = false;     // a partial is one unit, whoever computes it: bits do not depend on where slices end
+  std::int64_t max_pieces = 0;   // tiles of partials that there is room for
+  bool unit_pieces = false;      // a partial is one unit, whoever computes it: bits do not depend on where slices end
+  bool beside_previous = false;  // launched beside the kernel in front: see Launch
 
   friend constexpr bool operator==(const DecodeCut&, const DecodeCut&) = default;
 };
@@ -86,7 +91,7 @@ struct DecodeItem {
 template <AttentionVariant V>
 PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant, int index,
                                           const SequenceLengths& lengths) {
-  const int q_len = lengths.q_len(), kv_len = lengths.kv_len;
+  const int q_len = lengths.q_len() <= cut.max_q_len ? lengths.q_len() : 0, kv_len = lengths.kv_len;
   DecodeItem item;
   item.first_token = lengths.query_begin;
   item.sequence = cut.tiles_per_seq.quotient(index);

@@ -88,21 +88,21 @@ struct DecodeSm80Config {
   using Scores = float[octets][4];                             // C fragments of S^T [16 keys, rows]
   using Weights = std::uint32_t[octets][2];                    // B fragments of P^T [16 keys, rows]
   using Output = float[HeadDimV / 16][octets][4];              // C fragments of O^T [head_dim_v, rows]
+
+  // What a lane knows of its rows: two of each octet. Rows that do not exist stand in for the first one, and are never
+  // stored.
+  struct LaneRows {
+    int query_position[octets][2];
+    int q_head[octets][2];
+  };
 };
 
 namespace detail {
 
-/// What a lane knows of its rows: two of each octet. Rows that do not exist stand in for the first one, and are never
-/// stored.
 template <class Config>
-struct LaneRows {
-  int query_position[Config::octets][2];
-  int q_head[Config::octets][2];
-};
-
-template <class Config>
-__device__ __forceinline__ LaneRows<Config> lane_rows(const DecodeItem& item, int kv_head, const Divisor& group_size) {
-  LaneRows<Config> rows;
+__device__ __forceinline__ typename Config::LaneRows lane_rows(const DecodeItem& item, int kv_head,
+                                                               const Divisor& group_size) {
+  typename Config::LaneRows rows;
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
 #pragma unroll
@@ -182,7 +182,8 @@ __device__ __forceinline__ void score(typename Config::Scores& scores, const typ
 /// rows and keys that exist: a key behind the last one stands in for it.
 template <class Config, AttentionVariant V>
 __device__ __forceinline__ void apply_rule(typename Config::Scores& scores, const V& variant, float scale,
-                                           const LaneRows<Config>& rows, const DecodeItem& item, int first_key) {
+                                           const typename Config::LaneRows& rows, const DecodeItem& item,
+                                           int first_key) {
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
 #pragma unroll
@@ -249,9 +250,10 @@ __device__ __forceinline__ void accumulate(typename Config::Output& output, cons
 /// One warp's step: 16 keys against all rows.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void attend_chunk(DecodeState<Config>& state, const typename Config::Queries& kept,
-                                             const typename Config::Element* queries, const LaneRows<Config>& rows,
-                                             const typename Config::Stage& stage, const Problem& problem,
-                                             const V& variant, const DecodeItem& item, int first_key) {
+                                             const typename Config::Element* queries,
+                                             const typename Config::LaneRows& rows, const typename Config::Stage& stage,
+                                             const Problem& problem, const V& variant, const DecodeItem& item,
+                                             int first_key) {
   typename Config::Scores scores;
   typename Config::Weights weights;
   ptx::cp_async_wait<Config::later_groups + 1>();
@@ -262,6 +264,12 @@ __device__ __forceinline__ void attend_chunk(DecodeState<Config>& state, const t
   ptx::cp_async_wait<Config::later_groups>();
   __syncwarp();  // the values have landed for all lanes
   accumulate<Config>(state.output, weights, stage);
+}
+
+/// This grid must not end before the one in front: whoever waits for this one counts on both. Beside a kernel that may
+/// run for long yet, only the last CTA waits, behind which nobody asks for its place.
+__device__ __forceinline__ void leave(const DecodeCut& cut) {
+  if (!cut.beside_previous || blockIdx.x + 1 == gridDim.x) ptx::wait_for_previous_kernel();
 }
 
 }  // namespace detail
@@ -280,12 +288,12 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   auto& work = shared.work;
   auto& ring = shared.ring[warp_id()];
   DecodeCursor cursor = enter_slice<Config>(work, problem, variant, cut);
-  if (cursor.left == 0) return ptx::wait_for_previous_kernel();  // or this grid might end before the one in front
+  if (cursor.left == 0) return leave(cut);
   const bool cuts_rows = work.cuts_rows;
   DecodeLoader<Config> loader{cursor};
   loader.start_run(problem, cut);
   loader.look_up(problem, cut);
-  ptx::wait_for_previous_kernel();
+  if (!cut.beside_previous) ptx::wait_for_previous_kernel();
   fetch_queries<Config>(shared.queries[0], problem, cursor.item, cursor.head, cut.group_size);
   ptx::cp_async_commit();
   for (int stage = 0; stage < Config::stages; ++stage) {
@@ -296,7 +304,7 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   ptx::cp_async_wait<2 * Config::stages>();
   __syncthreads();  // the first queries have landed for all warps
 
-  LaneRows<Config> rows;
+  typename Config::LaneRows rows;
   typename Config::Queries kept;
   const typename Config::Element* queries = nullptr;
   DecodeState<Config> state;
@@ -373,6 +381,7 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   __syncthreads();
   if (is_waiting && shared.is_last[num_pieces % 2])
     merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));
+  if (cut.beside_previous) leave(cut);
 }
 
 }  // namespace cuda

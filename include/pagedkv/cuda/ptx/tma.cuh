@@ -44,6 +44,36 @@ __device__ inline void cp_async_bulk_tensor_5d(void* shared, const TensorMap& ma
       : "memory");
 }
 
+/// The same, for what will be read again: L2 keeps it as it keeps everything.
+__device__ inline void cp_async_bulk_tensor_5d(void* shared, const TensorMap& map, const int (&at)[5],
+                                               Mbarrier& barrier) {
+  const auto destination = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  const auto counter = static_cast<std::uint32_t>(__cvta_generic_to_shared(&barrier));
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(destination),
+      "l"(&map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(counter)
+      : "memory");
+}
+
+/// Starts copying a box from shared memory to the given coordinates, and goes on. All of it must lie in the tensor. What
+/// threads have written to shared memory goes along where fence_proxy_async() and a barrier are in between.
+__device__ inline void cp_async_bulk_tensor_5d_store(const TensorMap& map, const int (&at)[5], const void* shared) {
+  const auto source = static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4, %5}], [%6];" ::"l"(&map),
+               "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(source)
+               : "memory");
+}
+
+/// The stores that this thread has started since the last commit are a group.
+__device__ inline void bulk_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+/// Waits until the stores of all this thread's groups have read shared memory, which may then be written again.
+__device__ inline void bulk_store_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
+/// Waits until they have been written, which must be before the thread ends.
+__device__ inline void bulk_store_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+
 /// What this thread has read from or written to shared memory before happens before the copies it starts afterwards.
 __device__ inline void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
