@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Draws decode's speed against the size of K and V, between the ceiling, the floor of each size, and the best peers.
+"""Draws decode's speed against the size of K and V, between the ceiling, the floor of each size, and the best peers; or
+prefill's against the length, beside other projects' kernels.
 
-usage: plots.py [--out FILE.svg] [RESULT.json ...]     results: decode_bench --benchmark_filter='^(grid|mixed)/'
---benchmark_out=RESULT.json, or what keep.py made of them; by default those of bench/results/h200, drawn beside them.
-Needs matplotlib."""
+usage: plots.py [--figure decode|prefill] [--out FILE.svg] [RESULT.json ...]     results: decode_bench
+--benchmark_filter='^(grid|mixed)/' --benchmark_out=RESULT.json, prefill_bench --benchmark_filter='^grid/', those of
+peers/torch_prefill.py and peers/fa3_prefill.py --out RESULT.json, or what keep.py made of them; by default those of
+bench/results/h200, drawn beside them. Peers that no result holds are drawn as measured earlier (peers/*.csv). Needs
+matplotlib."""
 import argparse
 import csv
 import json
@@ -61,10 +64,90 @@ def draw_panel(axes, heads, points, peers):
     axes.set_title(f"{heads[0]} query heads, {heads[1]} KV head{'s' if heads[1] > 1 else ''}", fontsize=10)
 
 
+PREFILL_PANELS = [(head_dim, mask) for head_dim in (64, 128, 256) for mask in ("causal", "full")]
+# What the table and the results call a kernel, then how it is drawn.
+PREFILL_CURVES = {
+    "block16": ("pagedkv, blocks of 16", "tab:blue", "o-"),
+    "block128": ("pagedkv, blocks of 128", "tab:cyan", "o--"),
+    "contiguous": ("pagedkv, contiguous", "tab:purple", "o:"),
+    "fa3": ("FlashAttention-3, contiguous", "tab:green", "s-"),
+    "fa3_block16": ("FlashAttention-3, blocks of 16", "tab:orange", "s-"),
+    "cudnn": ("cuDNN, contiguous", "tab:red", "^-"),
+    "fa2": ("FlashAttention-2, contiguous", "0.5", "v-"),
+}
+
+
+def read_prefill(paths):
+    """TFLOP/s by kernel and shape, e.g. ["fa3"]["d128/causal/32_8/4x4096"]; names "grid/<shape>/<kernel>"."""
+    speeds = {}
+    for path in paths:
+        result = json.loads(path.read_text())
+        for run in result.get("benchmarks", result.get("rows", [])):
+            parts = run.get("name", "").split("/")
+            if parts[0] == "grid" and "TFLOP/s" in run:
+                speeds.setdefault(parts[5], {})["/".join(parts[1:5])] = run["TFLOP/s"]
+    return speeds
+
+
+def read_prefill_peers(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    speeds = {}
+    for row in csv.DictReader(lines):
+        for peer, speed in row.items():
+            if peer not in ("shape", "gemm") and speed:
+                speeds.setdefault(peer, {})[row["shape"]] = float(speed)
+    return speeds
+
+
+def draw_prefill_panel(axes, head_dim, mask, measured, earlier):
+    def curve(speeds, heads):
+        points = {}
+        for shape, speed in speeds.items():
+            dim, its_mask, its_heads, lengths = shape.split("/")
+            if (dim, its_mask, its_heads) == (f"d{head_dim}", mask, heads) and "_in_" not in lengths:
+                points[int(lengths.split("x")[1])] = speed
+        return sorted(points.items())
+
+    for kernel, (label, color, style) in PREFILL_CURVES.items():
+        for speeds, heads, note in ((measured, "32_8", ""), (earlier, "32_8", " (earlier)"),
+                                    (earlier, "32_32", " (earlier, 32 KV heads)")):
+            points = curve(speeds.get(kernel, {}), heads)
+            if points:
+                axes.plot(*zip(*points), style, color=color, markersize=4, linewidth=1.2, label=label + note,
+                          alpha=0.6 if note else 1)
+                break
+    lengths = [512 << i for i in range(6)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_ylim(bottom=0)
+    axes.grid(color="0.9")
+    axes.set_title(f"head_dim {head_dim}, {mask}", fontsize=10)
+
+
+def draw_prefill(pyplot, paths, out):
+    measured = read_prefill(paths)
+    if not any(kernel in measured for kernel in ("block16", "block128", "contiguous")):
+        print("no plots: no result holds prefill's grid")
+        return
+    earlier = read_prefill_peers(BENCH / "peers/h200_prefill.csv")
+    figure, panels = pyplot.subplots(3, 2, figsize=(10, 10.8), sharex=True, sharey=True, squeeze=False)
+    for axes, (head_dim, mask) in zip(panels.flat, PREFILL_PANELS):
+        draw_prefill_panel(axes, head_dim, mask, measured, earlier)
+    for axes in panels[-1]:
+        axes.set_xlabel("queries and keys of a sequence, 16,384 in all")
+    for row in panels:
+        row[0].set_ylabel("TFLOP/s, 32 query and 8 KV heads")
+        row[0].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Date": None})
+    print(out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="*", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, default=BENCH / "results/h200/decode.svg")
+    parser.add_argument("--figure", choices=("decode", "prefill"), default="decode")
+    parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     try:
         import matplotlib
@@ -74,14 +157,19 @@ def main():
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    points = read_results(arguments.results or sorted((BENCH / "results/h200").glob("decode*.json")))
+    out = arguments.out or BENCH / f"results/h200/{arguments.figure}.svg"
+    paths = arguments.results or sorted((BENCH / "results/h200").glob(f"*{arguments.figure}*.json"))
+    # The same data, the same file; text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "pagedkv", "svg.fonttype": "none", "font.size": 9})
+    if arguments.figure == "prefill":
+        draw_prefill(pyplot, paths, out)
+        return 0
+    points = read_results(paths)
     heads = [pair for pair in HEADS if any(key[:2] == pair for key in points)]
     if not heads:
         print("no plots: no result holds decode's grid")
         return 0
     peers = read_peers(BENCH / "peers/h200_decode.csv")
-    # The same data, the same file; text stays text.
-    matplotlib.rcParams.update({"svg.hashsalt": "pagedkv", "svg.fonttype": "none", "font.size": 9})
     columns = min(2, len(heads))
     rows = (len(heads) + columns - 1) // columns
     figure, panels = pyplot.subplots(rows, columns, figsize=(5 * columns, 3.6 * rows), sharey=True, squeeze=False)
@@ -95,8 +183,8 @@ def main():
         row[0].set_ylabel("GB/s, K and V counted once")
     panels[0][0].legend(fontsize=7, loc="lower right")
     figure.tight_layout()
-    figure.savefig(arguments.out, metadata={"Date": None})
-    print(arguments.out)
+    figure.savefig(out, metadata={"Date": None})
+    print(out)
     return 0
 
 

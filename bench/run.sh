@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs every benchmark that this machine can run; the figures go to the terminal and to build/bench/*.json,
-# decode's also to build/bench/decode.svg.
+# decode's and prefill's also to build/bench/decode.svg and prefill.svg.
 # Arguments go to each program, e.g. --benchmark_filter=fork.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -17,6 +17,8 @@ for program in "$build"/bench/*_bench; do
   echo "== $name"
   "$program" --benchmark_out="$build/$name.json" --benchmark_out_format=json "$@"
 done
-if [[ -s $build/decode_bench.json ]]; then
-  python3 "$root/bench/plots.py" --out "$build/decode.svg" "$build/decode_bench.json"
-fi
+for figure in decode prefill; do
+  if [[ -s $build/${figure}_bench.json ]]; then
+    python3 "$root/bench/plots.py" --figure "$figure" --out "$build/$figure.svg" "$build/${figure}_bench.json"
+  fi
+done
