@@ -225,6 +225,8 @@ plant "prefill writes rows of the next sequence" cuda/kernels/prefill_sm80 cuda/
 plant "prefill asks no rule in a tile that not all rows see" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/tile.rows.sequence, first, last, keys/tile.rows.sequence, last, last, keys/'
 plant "prefill asks no rule for a row's end of its keys" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/keys.end <= tile.keys.end \&\& sees_all/sees_all/'
 plant "prefill takes sequences that are decode's" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80_fetch.cuh 's/q_len < min_q_len ? 0 : q_len/q_len/'
+plant "prefill on Hopper leaves what lies behind the last key" cuda/kernels/prefill_sm90 cuda/kernels/prefill_sm90.cuh 's/if (num_dead > 0 \&\& /if (num_dead > 256 \&\& /'
+plant "the counter of tiles is not put back" cuda/kernels/prefill_schedule cuda/kernels/prefill_sm90_fetch.cuh 's/ counters.taken = 0;/ counters.taken += 0;/'
 plant "prefill does not wait for the kernel in front" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's/^  ptx::wait_for_previous_kernel();$//'
 plant "decode multiplies values that nobody wrote" cuda/kernels/decode_sm80 cuda/kernels/paged_rows.cuh 's/(live \& 1u << row) != 0);/true);/'
 plant "decode sees keys behind the last one" cuda/kernels/decode_sm80 cuda/kernels/decode_sm80.cuh 's/static_cast<int>(key < item.kv_len) \& //'

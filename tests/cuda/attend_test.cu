@@ -64,12 +64,15 @@ struct Batch {
     cuda::attend<head_dim>(problem, DeviceRule(Causal{}), workspace, stream, {.launch = mode, .batch_invariant = true});
   }
 
-  /// Prefill over the whole batch, then decode over what attend leaves to it.
+  /// Prefill over the whole batch and, when it has ended, decode over what attend leaves to it: with attend's tiles, for
+  /// tiles of 8 rows and of 16 may round apart.
   template <class Problem>
   void one_after_another(const Problem& problem, cudaStream_t stream = nullptr) {
     cuda::prefill<head_dim>(problem, DeviceRule(Causal{}), workspace, stream);
-    cuda::decode<head_dim>(cuda::detail::decodes_of(problem, least_prompt()), DeviceRule(Causal{}), workspace, stream,
-                           options);
+    cuda::check(cudaStreamSynchronize(stream), "one after another");
+    cuda::detail::decode_part<head_dim, head_dim>(cuda::detail::decodes_of(problem, least_prompt()),
+                                                  DeviceRule(Causal{}), workspace, stream, options,
+                                                  cuda::detail::DecodePart::beside_previous);
   }
 };
 

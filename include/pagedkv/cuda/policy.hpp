@@ -91,13 +91,13 @@ constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int he
   return policy.warps * policy.stages * 16 * 2 * (head_dim + head_dim_v);
 }
 
-/// `num_rows`: packed rows of the longest sequence. As many stages as 88 KiB hold: with queries and tables of its own a CTA
-/// takes less than 99 KiB, so that two fit on an H200's SM, one on that of the smallest supported GPU. One row serves all
-/// batches; figures of one H200, bf16, head_dim 128, 32 query and 8 KV heads, blocks of 16, 2026-11: 1 sequence of 1,024
-/// keys 7.0 us, 8 of 4,096 38 us, 128 of 1,024 131 us, 32 of 16,384 484 us (a cold read of the same bytes: 2.7, 32.5,
-/// 121, 470). 3 stages: the same within 1%. 8 warps: 6.1, 37.4, 130, 482 us, but 79 us instead of 76 us for 32 sequences of
-/// log-normal lengths. 3 CTAs an SM, 168 registers: 7.4, 43, 139, 492 us. min_slice_tiles 1: 1 of 4,096 keys 12.5 us instead
-/// of 10.8 us. small_slice_tiles 0: 1 of 16,384 keys 24.6 us instead of 23.2 us.
+/// `num_rows`: packed rows of the longest sequence. As many stages as 88 KiB hold: with queries and tables of its own a
+/// CTA takes less than 99 KiB, so that two fit on an H200's SM, one on that of the smallest supported GPU. One row
+/// serves all batches; figures of one H200, bf16, head_dim 128, 32 query and 8 KV heads, blocks of 16, 2026-11: 1
+/// sequence of 1,024 keys 7.0 us, 8 of 4,096 38 us, 128 of 1,024 131 us, 32 of 16,384 484 us (a cold read of the same
+/// bytes: 2.7, 32.5, 121, 470). 3 stages: the same within 1%. 8 warps: 6.1, 37.4, 130, 482 us, but 79 us instead of 76
+/// us for 32 sequences of log-normal lengths. 3 CTAs an SM, 168 registers: 7.4, 43, 139, 492 us. min_slice_tiles 1: 1
+/// of 4,096 keys 12.5 us instead of 10.8 us. small_slice_tiles 0: 1 of 16,384 keys 24.6 us instead of 23.2 us.
 constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v, int num_rows) {
   DecodePolicy policy{.rows = num_rows <= 8 || max(head_dim, head_dim_v) > 128 ? 8 : 16,
                       .warps = max(head_dim, head_dim_v) <= 128 ? 4 : 2,
@@ -111,28 +111,35 @@ constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v,
 }
 
 /// One row serves every GPU: this kernel is the readable second opinion, not the fast one. H200, bf16, head_dim 128, 32
-/// query and 8 KV heads, 2026-11: 64 sequences of 8,192 keys 2.25 ms, 21% of what the GPU can read; 1 of 1,024 keys 40 us.
-/// split_keys 256: 2.58 ms and 74 us; 64: 2.53 ms and 24 us, but 1 of 65,536 keys 529 us instead of 402 us.
+/// query and 8 KV heads, 2026-11: 64 sequences of 8,192 keys 2.25 ms, 21% of what the GPU can read; 1 of 1,024 keys 40
+/// us. split_keys 256: 2.58 ms and 74 us; 64: 2.53 ms and 24 us, but 1 of 65,536 keys 529 us instead of 402 us.
 constexpr DecodeSimtPolicy choose_decode_simt(int /*arch*/, int /*head_dim*/, int /*element_bytes*/) {
   return {.max_warps = 8, .query_tile = 4, .split_keys = 128, .ctas_per_sm = 16, .max_ctas = 1 << 16};
 }
 
-/// As FlashAttention-2 has it on sm_80: 128 rows, 32 a warp, and one stage, 64 KiB at head_dim 128: two CTAs fit on an SM of
-/// compute capability 8.0 and 9.0, one on 8.6 and 8.9. Beyond 128 an output of 32 rows a warp does not fit in registers.
+/// As FlashAttention-2 has it on sm_80: 128 rows, 32 a warp, and one stage, 64 KiB at head_dim 128: two CTAs fit on an
+/// SM of compute capability 8.0 and 9.0, one on 8.6 and 8.9. Beyond 128 an output of 32 rows a warp does not fit in
+/// registers.
 constexpr PrefillPolicy choose_prefill(int /*arch*/, int head_dim, int /*element_bytes*/) {
   if (head_dim <= 128) return {.query_tile = 128, .key_tile = 64, .warps = 4, .stages = 1};
   return {.query_tile = 64, .key_tile = 64, .warps = 4, .stages = 1};  // 96 KiB at head_dim 256
 }
 
-/// Sequences with fewer queries are decode's, the others prefill's; a sequence's own length decides, so company does not.
-/// `packed_heads`: query heads whose rows share a tile of prefill, 1 where each head has tiles of its own. Decode reads K
-/// and V once for every 16 rows of a KV head: as long as prefill would read them as often, decode is better, since it cuts
-/// keys evenly over all SMs and wastes no rows. From there on each further tile costs as much as the first (H200, bf16,
-/// head_dim 128, 32 query and 8 KV heads, 2026-11: 32 sequences of 4,096 keys 135 us with 16 rows, 236 us with 32; 128 of
-/// 1,024 140 and 206 us), a tile of prefill is already paid for. Up to 8 queries, a token and its drafts, stay decode's for
-/// small batches: 32 rows of 1 sequence of 4,096 keys take no longer than 16, 22 us, one tile of prefill about 60.
+/// Sequences with fewer queries are decode's, the others prefill's; a sequence's own length decides, so company does
+/// not. `packed_heads`: query heads whose rows share a tile of prefill, 1 where each head has tiles of its own. Decode
+/// reads K and V once for every 16 rows of a KV head: as long as prefill would read them as often, decode is better,
+/// since it cuts keys evenly over all SMs and wastes no rows. From there on each further tile costs as much as the
+/// first (H200, bf16, head_dim 128, 32 query and 8 KV heads, 2026-11: 32 sequences of 4,096 keys 135 us with 16 rows,
+/// 236 us with 32; 128 of 1,024 140 and 206 us), a tile of prefill is already paid for. Up to 8 queries, a token and
+/// its drafts, stay decode's for small batches: 32 rows of 1 sequence of 4,096 keys take no longer than 16, 22 us, one
+/// tile of prefill about 60.
 constexpr int prefill_min_q_len(int packed_heads) { return max(9, 16 / packed_heads + 1); }
 
+/// H200, bf16, blocks of 16 strewn over gigabytes, 2026-11, TFLOP/s in bursts. head_dim 128, 32 query and 8 KV heads:
+/// wide tiles 690 full and 615 causal at 4 x 4,096, tiles of 128 rows 626 to 640 and 582 to 608; 512 new tokens in
+/// 8,192 373 wide, 460 to 520 with 128 rows. With two stages of V 8 x 2,048 causal 485 instead of 548; with three of K
+/// and one buffer of queries 32 x 512 causal 322 instead of 364. head_dim 64, 32 heads: 483 full at 4 x 4,096; 256:
+/// 706.
 constexpr PrefillSm90Policy choose_prefill_sm90(int head_dim, int head_dim_v, bool many_tiles) {
   const int widest = max(head_dim, head_dim_v);
   PrefillSm90Policy policy{.query_tile = 128,

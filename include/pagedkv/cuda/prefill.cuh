@@ -42,7 +42,8 @@ enum class PrefillKernel { best, sm80, sm90 };
 struct PrefillOptions {
   Launch launch = Launch::after_previous;
   PrefillKernel kernel = PrefillKernel::best;
-  /// The bits of a row depend on that row alone. Costs the wide tiles that large batches are faster with: up to a tenth.
+  /// The bits of a row depend on that row alone. Costs the wide tiles that large batches are faster with: up to a
+  /// tenth.
   bool batch_invariant = false;
 };
 
@@ -245,14 +246,14 @@ void prefill_part(const Problem& problem, const V& variant, const Workspace& wor
 }  // namespace detail
 
 /// Ragged queries against paged keys (FlashAttention-2 and 3, arXiv:2307.08691 and 2407.08608), any block size and both
-/// orders of a pool. Made for many queries a sequence; one or none is right, too, but wastes most of a tile. Rows of a tile
-/// multiply the same values, hidden ones by 0: an Inf or NaN in V of a live key makes NaN of rows that do not see it,
-/// too.
+/// orders of a pool. Made for many queries a sequence; one or none is right, too, but wastes most of a tile. Rows of a
+/// tile multiply the same values, hidden ones by 0: an Inf or NaN in V of a live key makes NaN of rows that do not see
+/// it, too.
 ///   HeadDim, HeadDimV   multiples of 16 up to 256, of K and of V; q, K, V and out all bf16 or all f16
 ///   workspace           counts the tiles that are taken: calls that share one must be ordered
 /// Enqueues one kernel on `stream`; never allocates, never synchronises (so it can be captured in a graph; lengths and
-/// tables are read when it runs). Throws before launching: InvalidArgument where problem.validate() or prefill_support()
-/// says no, CudaError where the launch fails.
+/// tables are read when it runs). Throws before launching: InvalidArgument where problem.validate() or
+/// prefill_support() says no, CudaError where the launch fails.
 template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, StorageType O,
           VariantFor<Space::device> V>
 void prefill(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant, const Workspace& workspace,

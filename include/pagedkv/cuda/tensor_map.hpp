@@ -21,8 +21,8 @@ struct BoxedTensor {
   std::uint32_t box[5] = {};
 };
 
-/// Can TMA lift boxes of `box_rows` slots out of this view, [num_blocks, kv_heads, block_size, dim] of 16-bit elements in
-/// any order, or why not? O(1), on the host.
+/// Can TMA lift boxes of `box_rows` slots out of this view, [num_blocks, kv_heads, block_size, dim] of 16-bit elements
+/// in any order, or why not? O(1), on the host.
 template <class T, Space S>
 Support boxed_support(const View<T, 4, S>& view, int box_rows) {
   static_assert(sizeof(T) == 2, "a slab counts 16-bit elements");
@@ -43,8 +43,8 @@ Support boxed_support(const View<T, 4, S>& view, int box_rows) {
   return {};
 }
 
-/// K or V, only where boxed_support() says yes: axes column in a slab, slot, slab, KV head, block. A box is {slab, box_rows
-/// slots, box_slabs, 1, 1}: with all slabs (0) what TMA lays down is one box of BoxedTile<dim, box_rows>.
+/// K or V, only where boxed_support() says yes: axes column in a slab, slot, slab, KV head, block. A box is {slab,
+/// box_rows slots, box_slabs, 1, 1}: with all slabs (0) what TMA lays down is one box of BoxedTile<dim, box_rows>.
 template <class T, Space S>
 BoxedTensor boxed(const View<T, 4, S>& view, int box_rows, int box_slabs = 0) {
   const auto columns = static_cast<std::uint32_t>(slab_columns(static_cast<int>(view.extents[3])));
@@ -60,8 +60,8 @@ BoxedTensor boxed(const View<T, 4, S>& view, int box_rows, int box_slabs = 0) {
                   box_slabs == 0 ? slabs : static_cast<std::uint32_t>(box_slabs), 1, 1}};
 }
 
-/// Q [num_tokens, q_heads, head_dim], rows_aligned() to 16 bytes: axes column in a slab, head, token, slab, and one more. A
-/// box is {slab, heads, rows / heads tokens, 1, 1}: rows whose heads come first.
+/// Q [num_tokens, q_heads, head_dim], rows_aligned() to 16 bytes: axes column in a slab, head, token, slab, and one
+/// more. A box is {slab, heads, rows / heads tokens, 1, 1}: rows whose heads come first.
 template <class T, Space S>
 BoxedTensor boxed_queries(const View<T, 3, S>& view, int heads, int rows) {
   const auto columns = static_cast<std::uint32_t>(slab_columns(static_cast<int>(view.extents[2])));

@@ -14,10 +14,10 @@ namespace cuda {
 
 /// What the host says about the cut; lengths are read on the device.
 ///
-/// A tile holds packed rows of one KV head: row r is query r / packed of head r % packed, `packed` query heads that share K
-/// and V. Tiles are numbered sequence by sequence; within one, `section` tiles of heads at a time (as many as leave their K
-/// and V in L2), and in a section the last queries first, which see most keys under a causal rule: what is short comes last
-/// and fills the gaps.
+/// A tile holds packed rows of one KV head: row r is query r / packed of head r % packed, `packed` query heads that
+/// share K and V. Tiles are numbered sequence by sequence; within one, `section` tiles of heads at a time (as many as
+/// leave their K and V in L2), and in a section the last queries first, which see most keys under a causal rule: what
+/// is short comes last and fills the gaps.
 struct PrefillCut {
   int num_seqs = 0;
   int min_q_len = 0;     // sequences with fewer queries are somebody else's

@@ -2,8 +2,8 @@
 // others exponentiate.
 //
 // The schedule is FlashAttention-3's (arXiv:2407.08608, sec. 3); the keys come block by block through the table
-// (PagedAttention, arXiv:2309.06180), a box of TMA for each block and 128 bytes of head_dim, so that paging costs no thread
-// an address.
+// (PagedAttention, arXiv:2309.06180), a box of TMA for each block and 128 bytes of head_dim, so that paging costs no
+// thread an address.
 //
 //   grid        one CTA an SM; each takes tiles of packed rows from a list that is never written down (prefill_schedule)
 //   warpgroup 0 fetches (prefill_sm90_fetch): warp 2 finds tiles, warp 0 lifts queries and keys, warp 1 lifts values
@@ -127,8 +127,8 @@ __device__ __forceinline__ void accumulate(typename Config::Output& output, cons
   ptx::wgmma_commit();
 }
 
-/// Products become what the softmax takes: what a row may not see -inf, whatever its bits were; logits, where the rule bends
-/// them.
+/// Products become what the softmax takes: what a row may not see -inf, whatever its bits were; logits, where the rule
+/// bends them.
 template <class Config, AttentionVariant V>
 __device__ __forceinline__ void apply_rule(typename Config::Scores& scores, const V& variant, float scale,
                                            const PrefillCut& cut, const PrefillWork& work, int row_in_tile, int tile,
@@ -181,8 +181,8 @@ __device__ __forceinline__ void pack_weights(typename Config::Weights& weights, 
   }
 }
 
-/// Zeroes the slots of a tile of values from `first_dead` to the end of their box: nobody owns them, and a weight of 0 would
-/// not silence a NaN. All multiplying warps together.
+/// Zeroes the slots of a tile of values from `first_dead` to the end of their box: nobody owns them, and a weight of 0
+/// would not silence a NaN. All multiplying warps together.
 template <class Config>
 __device__ __forceinline__ void silence(typename Config::Element* values, int first_dead, int num_dead) {
   using Tile = typename Config::ValueTile::Tile;
@@ -194,8 +194,8 @@ __device__ __forceinline__ void silence(typename Config::Element* values, int fi
   ptx::barrier_sync(1 + Config::warpgroups, Config::multipliers);
 }
 
-/// The warpgroups that multiply: tile after tile of queries against all their keys. The first product of a tile starts behind
-/// the last of the one before, and is under way while that one is stored.
+/// The warpgroups that multiply: tile after tile of queries against all their keys. The first product of a tile starts
+/// behind the last of the one before, and is under way while that one is stored.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void multiply(typename Config::Tiles& tiles, typename Config::Signals& signals,
                                          const Problem& problem, const V& variant, const PrefillCut& cut,
@@ -352,8 +352,8 @@ __device__ __forceinline__ void init_signals(typename Config::Signals& signals) 
 
 }  // namespace detail
 
-/// Grid: at most one CTA an SM. Compiled for sm_90a alone: elsewhere it is empty, and has no static shared memory, by which
-/// the launcher knows.
+/// Grid: at most one CTA an SM. Compiled for sm_90a alone: elsewhere it is empty, and has no static shared memory, by
+/// which the launcher knows.
 template <class Config, class Problem, AttentionVariant V>
 __global__ void __launch_bounds__(Config::threads, 1)
     attention_prefill_sm90_kernel(const Problem problem, const V variant, const PrefillCut cut,

@@ -127,9 +127,9 @@ __device__ __forceinline__ void store_nothing(const Problem& problem, const V& v
 
 // ---- fetching: warps 0 and 1
 
-/// Lifts the tiles of keys (or values) that a tile of queries meets, last one first, into a ring of stages. A lane knows the
-/// block of one box. Boxes that nobody sees, or whose block is gone, come from behind the last block: as zeros.
-/// `between(is_first)` is called behind each tile.
+/// Lifts the tiles of keys (or values) that a tile of queries meets, last one first, into a ring of stages. A lane
+/// knows the block of one box. Boxes that nobody sees, or whose block is gone, come from behind the last block: as
+/// zeros. `between(is_first)` is called behind each tile.
 template <class Config, class Descriptor, int Stages, class Problem, class Between>
 __device__ __forceinline__ void lift_tiles(typename Config::Element (&tiles)[Stages][Descriptor::elements],
                                            ptx::Mbarrier (&full)[Stages], ptx::Mbarrier (&empty)[Stages],
@@ -213,7 +213,8 @@ __device__ __forceinline__ void take_tiles(typename Config::Signals& signals, co
   if (lane_id() == 0 && ptx::increment_wrapping(counters.finished, gridDim.x - 1) == gridDim.x - 1) counters.taken = 0;
 }
 
-/// Calls f(work) for each tile that warp 2 finds; all warps but that one. Registers are scarce: work stays in shared memory.
+/// Calls f(work) for each tile that warp 2 finds; all warps but that one. Registers are scarce: work stays in shared
+/// memory.
 template <class Config, class F>
 __device__ __forceinline__ void for_each_tile(typename Config::Signals& signals, F&& f) {
   for (RingPlace<Config::tiles_ahead> place;; place.advance()) {

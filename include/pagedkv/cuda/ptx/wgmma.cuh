@@ -11,8 +11,8 @@ namespace pagedkv {
 inline namespace v0 {
 namespace ptx {
 
-// Between wgmma_fence() and the wait for its group a product owns its registers: nobody may touch them, and hold() keeps
-// the compiler from moving what comes behind the wait in front of it, or what comes in front of a wait behind it.
+// Between wgmma_fence() and the wait for its group a product owns its registers: nobody may touch them, and hold()
+// keeps the compiler from moving what comes behind the wait in front of it, or what comes in front of a wait behind it.
 
 /// What threads have done to registers of the products that follow happens before these.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -32,9 +32,9 @@ __device__ __forceinline__ void hold(float (&registers)[Registers]) {
   for (int i = 0; i < Registers; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
-/// Keeps waits that follow behind the computation of `value`, which is never negative: ptxas puts a wait as early as it can,
-/// here in front of what was meant to be done meanwhile. A store that never happens depends on the value, and a wait stays
-/// behind a store. `shared` is any address in shared memory.
+/// Keeps waits that follow behind the computation of `value`, which is never negative: ptxas puts a wait as early as it
+/// can, here in front of what was meant to be done meanwhile. A store that never happens depends on the value, and a
+/// wait stays behind a store. `shared` is any address in shared memory.
 __device__ __forceinline__ void keep_behind(float value, std::uint32_t shared) {
   asm volatile(
       "{\n"
@@ -47,8 +47,8 @@ __device__ __forceinline__ void keep_behind(float value, std::uint32_t shared) {
 }
 
 /// D [64, N] = A B + (accumulate ? D : 0) for 16 columns of A [64, 16] and rows of B [16, N], whose descriptors (see
-/// tile/descriptor.hpp) are K-major; all 128 threads of a warpgroup. Warp w of it holds rows 16 w to 16 w + 15 of D as C
-/// fragments of mma.m16n8k16, eight columns after eight: a thread has N / 2 elements. T is bf16 or f16.
+/// tile/descriptor.hpp) are K-major; all 128 threads of a warpgroup. Warp w of it holds rows 16 w to 16 w + 15 of D as
+/// C fragments of mma.m16n8k16, eight columns after eight: a thread has N / 2 elements. T is bf16 or f16.
 template <class T, int Registers>
 __device__ void wgmma_shared(float (&d)[Registers], std::uint64_t a, std::uint64_t b, bool accumulate);
 

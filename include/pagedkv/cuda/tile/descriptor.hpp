@@ -10,8 +10,8 @@ namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
 
-/// The descriptor of a matrix in shared memory (PTX ISA, "matrix descriptor"): address, two strides in bytes, and in how wide
-/// a pattern its 16-byte chunks are permuted (bytes: 128, 64 or 32).
+/// The descriptor of a matrix in shared memory (PTX ISA, "matrix descriptor"): address, two strides in bytes, and in
+/// how wide a pattern its 16-byte chunks are permuted (bytes: 128, 64 or 32).
 PAGEDKV_HD constexpr std::uint64_t matrix_descriptor(std::uint32_t address, int leading_bytes, int stride_bytes,
                                                      int pattern_bytes) {
   const std::uint64_t pattern = pattern_bytes == 128 ? 1 : pattern_bytes == 64 ? 2 : 3;
@@ -19,8 +19,8 @@ PAGEDKV_HD constexpr std::uint64_t matrix_descriptor(std::uint32_t address, int 
          static_cast<std::uint64_t>(stride_bytes >> 4) << 32 | pattern << 62;
 }
 
-/// The descriptor of what lies `bytes` behind, a multiple of 16. Addresses are in the lower word, and a sum of 32 bits is one
-/// instruction; no place in shared memory is so far behind another that it would carry.
+/// The descriptor of what lies `bytes` behind, a multiple of 16. Addresses are in the lower word, and a sum of 32 bits
+/// is one instruction; no place in shared memory is so far behind another that it would carry.
 PAGEDKV_HD constexpr std::uint64_t behind(std::uint64_t descriptor, int bytes) {
   const auto low = static_cast<std::uint32_t>(descriptor) + static_cast<std::uint32_t>(bytes >> 4);
   return (descriptor >> 32) << 32 | low;
