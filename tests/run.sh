@@ -71,8 +71,8 @@ else
   fi
   suite asan
   suite tsan
-  part=$((10#$(date +%j) % 16 + 1))  # every planted bug has its turn within sixteen days
-  script "planted bugs, part $part of 16" tests/planted_bugs.sh --part "$part/16"
+  part=$((10#$(date +%j) % 24 + 1))  # every planted bug has its turn within twenty-four days
+  script "planted bugs, part $part of 24" tests/planted_bugs.sh --part "$part/24"
 fi
 
 [ ${#notes[@]} -gt 0 ] && printf '%s\n' "${notes[@]}"
