@@ -27,13 +27,21 @@ using Residual = pagedkv::View<typename B::Sum, 2, B::space>;
 template <class B>
 using Heads = pagedkv::View<typename B::Element, 3, B::space>;
 
+/// What a layer does to its queries and keys before they meet; empty where the model has none of it.
+template <class Vector>
+struct HeadParams {
+  Vector bias;            // [(q_heads + 2 * kv_heads) * head_dim], added to q, k and v as they lie side by side
+  Vector q_norm, k_norm;  // [head_dim], gains of an RMSNorm over each head (Qwen3)
+};
+
 /// A back end computes one batch at a time: begin(batch), then operations on rows of that batch, in order. Every view
 /// of activations has as many rows as the batch (or as its logit rows, behind `gather`). Nothing but `logits` waits for
 /// the machine.
 template <class B>
 concept Backend = requires(B backend, const ModelConfig& config, const ModelOptions& options, const Batch& batch, int n,
                            std::vector<float> values, typename B::Matrix matrix, typename B::Vector vector,
-                           Rows<B> rows, Residual<B> residual, Heads<B> heads) {
+                           const HeadParams<typename B::Vector>& head_params, Rows<B> rows, Residual<B> residual,
+                           Heads<B> heads) {
   typename B::Element;  // of activations, K and V
   typename B::Sum;      // of the residual stream
   { B::space } -> std::convertible_to<pagedkv::Space>;
@@ -44,16 +52,17 @@ concept Backend = requires(B backend, const ModelConfig& config, const ModelOpti
   { backend.rows(n, n) } -> std::same_as<Rows<B>>;          // memory for activations; lives as long as the back end
   { backend.residual(n, n) } -> std::same_as<Residual<B>>;  // the same for the residual stream
 
-  backend.begin(batch);                      // uploads; copies the plan's shared blocks
-  backend.embed(matrix, residual);           // out = the matrix's rows of the batch's tokens
-  backend.rms_norm(residual, vector, rows);  // out = x / rms(x) * gain
-  backend.matmul(rows, matrix, rows);        // out = x transpose(w)
-  backend.rope(heads);                       // turns each head by its row's position
-  backend.store_kv(n, heads, heads);         // K and V of layer n into the cache
-  backend.attend(n, heads, heads);           // causal, over the cache; q and out
-  backend.silu_mul(rows, rows);              // gate = silu(gate) * up
-  backend.add(residual, rows);               // x += y
-  backend.gather(residual, residual);        // out = the batch's logit rows of x
+  backend.begin(batch);                                // uploads; copies the plan's shared blocks
+  backend.embed(matrix, residual);                     // out = the matrix's rows of the batch's tokens
+  backend.rms_norm(residual, vector, rows);            // out = x / rms(x) * gain
+  backend.add_rms_norm(residual, rows, vector, rows);  // x += y; out = x / rms(x) * gain; out may be y
+  backend.matmul(rows, matrix, rows);                  // out = x transpose(w)
+  // q, k and v side by side in one row: bias, norms, rotary embedding of q and k; then K and V of layer n into the cache
+  backend.rope_and_store(n, rows, head_params);
+  backend.attend(n, heads, heads);     // causal, perhaps within a window, over the cache; q and out
+  backend.silu_mul(rows, rows);        // gate = silu(gate) * up
+  backend.add(residual, rows);         // x += y
+  backend.gather(residual, residual);  // out = the batch's logit rows of x
   { backend.logits(rows, matrix) } -> std::same_as<std::span<const float>>;  // x transpose(w), to the host
   { backend.device() } -> std::same_as<std::string>;
 };

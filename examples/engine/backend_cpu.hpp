@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/backend.hpp"
 #include "engine/gemm.hpp"
 #include "engine/language_model.hpp"
 #include "engine/model_config.hpp"
@@ -21,6 +22,7 @@
 #include "pagedkv/cpu/executor.hpp"
 #include "pagedkv/cpu/step.hpp"
 #include "pagedkv/storage/kv_pool.hpp"
+#include "pagedkv/storage/kv_view.hpp"
 
 namespace engine {
 
@@ -84,6 +86,11 @@ class CpuBackend {
     }
   }
 
+  void add_rms_norm(const Rows& x, const Rows& y, const Vector& gain, const Rows& out) const {
+    add(x, y);
+    rms_norm(x, gain, out);
+  }
+
   void matmul(const Rows& x, const Matrix& w, const Rows& out) {
     constexpr std::int64_t worth_waking =
         1 << 19;  // multiply-adds: some 10 us of one core, against some 5 to wake another
@@ -93,24 +100,17 @@ class CpuBackend {
       engine::matmul(x, w, out, threads_);
   }
 
-  // Su et al. 2021, arXiv:2104.09864, in the layout of Hugging Face's checkpoints: element i turns with i + head_dim
-  // / 2.
-  void rope(const Heads& x) const {
-    const std::int64_t half = x.extents[2] / 2;
-    for (std::int64_t row = 0; row < x.extents[0]; ++row)
-      for (std::int64_t head = 0; head < x.extents[1]; ++head) {
-        float* values = x.at(row, head, 0);
-        const Turn* turns = turns_.data() + row * half;
-        for (std::int64_t i = 0; i < half; ++i) {
-          const float a = values[i], b = values[i + half];
-          values[i] = a * turns[i].cos - b * turns[i].sin;
-          values[i + half] = b * turns[i].cos + a * turns[i].sin;
-        }
-      }
-  }
-
-  void store_kv(int layer, const Heads& k, const Heads& v) {
-    pagedkv::cpu::store_kv(batch_->plan, pool_.layer(layer), k, v);
+  void rope_and_store(int layer, const Rows& qkv, const HeadParams<Vector>&) {
+    const pagedkv::KvView<float, space> kv = pool_.layer(layer);
+    const std::int64_t dim = kv.k.extents[3], kv_heads = kv.k.extents[1], q_heads = qkv.extents[1] / dim - 2 * kv_heads;
+    const auto heads = [&](std::int64_t first, std::int64_t num_heads) {
+      return Heads{
+          .data = qkv.data + first * dim, .extents = {qkv.extents[0], num_heads, dim}, .strides = {qkv.strides[0], dim, 1}};
+    };
+    const Heads k = heads(q_heads, kv_heads);
+    turn(heads(0, q_heads));
+    turn(k);
+    pagedkv::cpu::store_kv(batch_->plan, kv, k, heads(q_heads + kv_heads, kv_heads));
   }
 
   void attend(int layer, Heads q, Heads out) {
@@ -160,6 +160,22 @@ class CpuBackend {
   struct Turn {
     float cos, sin;
   };
+
+  // Su et al. 2021, arXiv:2104.09864, in the layout of Hugging Face's checkpoints: element i turns with i + head_dim
+  // / 2.
+  void turn(const Heads& x) const {
+    const std::int64_t half = x.extents[2] / 2;
+    for (std::int64_t row = 0; row < x.extents[0]; ++row)
+      for (std::int64_t head = 0; head < x.extents[1]; ++head) {
+        float* values = x.at(row, head, 0);
+        const Turn* turns = turns_.data() + row * half;
+        for (std::int64_t i = 0; i < half; ++i) {
+          const float a = values[i], b = values[i + half];
+          values[i] = a * turns[i].cos - b * turns[i].sin;
+          values[i + half] = b * turns[i].cos + a * turns[i].sin;
+        }
+      }
+  }
 
   float rms_eps_;
   std::vector<float> frequencies_;  // [head_dim / 2], radians a position

@@ -2,17 +2,32 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "engine/model_config.hpp"
 #include "engine/safetensors.hpp"
+#include "engine/sampler.hpp"
+#include "engine/sampling.hpp"
 #include "pagedkv/cache/step_plan.hpp"
 #include "pagedkv/cache/tables_view.hpp"
 #include "pagedkv/core/ids.hpp"
 
 namespace engine {
+
+/// A token that the model shall choose itself. `params` ask for nothing but temperature, top-k, top-p, min-p and a seed.
+struct Draw {
+  int logit_row;  // an index into Batch::logit_rows; several samples may draw from one row
+  const SamplingParams* params;
+  int sample;    // seed, sample and position choose the random number
+  int position;  // of the chosen token
+};
+
+/// In Batch::tokens: the token that draw `draw` of the step launched before chose, perhaps not known on the host yet.
+constexpr std::int32_t token_of_draw(int draw) { return -1 - draw; }
 
 /// One step's input. Rows are the new tokens of all sequences, in the order of the plan's appends; rows behind the last
 /// one that a sequence owns are dead: nothing is stored for them and nobody reads their results.
@@ -22,6 +37,7 @@ struct Batch {
   const pagedkv::StepPlan& plan;                     // of num_rows rows
   pagedkv::TablesView<pagedkv::Space::host> tables;  // whose queries are the rows
   std::span<const std::int32_t> logit_rows;          // rows whose next token is wanted
+  std::span<const Draw> draws = {};                  // for launch(): the choices that the model makes
 
   int num_rows() const { return static_cast<int>(tokens.size()); }
   int num_live_rows() const { return tables.query_begin(tables.num_seqs()); }
@@ -43,14 +59,27 @@ class LanguageModel {
   virtual ~LanguageModel() = default;
 
   /// Writes the rows' K and V into the cache and returns logits [logit_rows, vocab] on the host, valid until the next
-  /// call.
+  /// call. Every token of the batch is known.
   virtual std::span<const float> forward(const Batch& batch) = 0;
+
+  /// Starts a step that chooses tokens as `batch.draws` say; the batch is read before it returns. At most two steps may
+  /// be launched and not collected.
+  virtual void launch(const Batch& batch);
+
+  /// Waits for the oldest launched step; what its draws chose, in their order, valid until the next call.
+  virtual std::span<const Choice> collect();
 
   /// Bytes of K and V that one token takes, all layers.
   virtual std::int64_t kv_bytes_per_token() const = 0;
 
   /// "CPU, float32, 2 threads", say.
   virtual std::string device() const = 0;
+
+ private:
+  Sampler sampler_;
+  std::vector<Choice> newest_;                // of the step launched last
+  std::deque<std::vector<Choice>> launched_;  // oldest first
+  std::vector<Choice> collected_;
 };
 
 /// Throws BadInput where the checkpoint does not fit the config.

@@ -46,6 +46,7 @@ class Model final : public LanguageModel {
       layers_.push_back({.attention_norm = norm(at + "input_layernorm.weight"),
                          .qkv = matrix({attention + "q_proj", attention + "k_proj", attention + "v_proj"},
                                        {q_width, kv_width, kv_width}, config.hidden),
+                         .heads = {},
                          .attention_out = matrix({attention + "o_proj"}, {config.hidden}, q_width),
                          .mlp_norm = norm(at + "post_attention_layernorm.weight"),
                          .gate_up = matrix({mlp + "gate_proj", mlp + "up_proj"},
@@ -68,35 +69,34 @@ class Model final : public LanguageModel {
   /// + 1, the logit rows behind the final norm.
   template <class Probe>
   std::span<const float> forward(const Batch& batch, Probe&& probe) {
-    const int rows = batch.num_rows(), heads = config_.q_heads, kv_heads = config_.kv_heads;
+    const int rows = batch.num_rows(), heads = config_.q_heads;
     const Residual<B> x = first(x_, rows);
     const Rows<B> y = first(y_, rows), qkv = first(qkv_, rows), attended = first(attended_, rows);
     const Rows<B> gate_up = first(gate_up_, rows);
-    const Heads<B> q = heads_of(qkv, 0, heads), k = heads_of(qkv, heads, kv_heads);
-    const Heads<B> v = heads_of(qkv, heads + kv_heads, kv_heads);
+    const Heads<B> q = heads_of(qkv, 0, heads);
     const Rows<B> gate = columns(gate_up, 0), up = columns(gate_up, config_.intermediate);
 
     backend_.begin(batch);
     backend_.embed(embedding_, x);
-    probe(0, x);
     for (int i = 0; i < config_.num_layers; ++i) {
       const Layer& layer = layers_[static_cast<std::size_t>(i)];
-      backend_.rms_norm(x, layer.attention_norm, y);
+      if (i == 0)
+        backend_.rms_norm(x, layer.attention_norm, y);
+      else
+        backend_.add_rms_norm(x, y, layer.attention_norm, y);
+      probe(i, x);
       backend_.matmul(y, layer.qkv, qkv);
-      backend_.rope(q);
-      backend_.rope(k);
-      backend_.store_kv(i, k, v);
+      backend_.rope_and_store(i, qkv, layer.heads);
       backend_.attend(i, q, heads_of(attended, 0, heads));
       backend_.matmul(attended, layer.attention_out, y);
-      backend_.add(x, y);
 
-      backend_.rms_norm(x, layer.mlp_norm, y);
+      backend_.add_rms_norm(x, y, layer.mlp_norm, y);
       backend_.matmul(y, layer.gate_up, gate_up);
       backend_.silu_mul(gate, up);
       backend_.matmul(gate, layer.down, y);
-      backend_.add(x, y);
-      probe(i + 1, x);
     }
+    backend_.add(x, y);
+    probe(config_.num_layers, x);
     const int num_logit_rows = static_cast<int>(batch.logit_rows.size());
     const Residual<B> last = first(last_, num_logit_rows);
     const Rows<B> normed = first(y_, num_logit_rows);
@@ -115,7 +115,9 @@ class Model final : public LanguageModel {
  private:
   struct Layer {
     typename B::Vector attention_norm;
-    typename B::Matrix qkv, attention_out;
+    typename B::Matrix qkv;
+    HeadParams<typename B::Vector> heads;
+    typename B::Matrix attention_out;
     typename B::Vector mlp_norm;
     typename B::Matrix gate_up, down;
   };

@@ -9,35 +9,46 @@
 
 #include "engine/beam.hpp"
 #include "engine/philox.hpp"
-#include "engine/request.hpp"
+#include "engine/sampling.hpp"
 
 namespace engine {
+
+struct Choice {
+  std::int32_t token;
+  double logprob;  // under the model's own distribution, before any of the parameters
+};
 
 /// Reuses its scratch memory; results carry nothing from call to call.
 class Sampler {
  public:
-  struct Choice {
-    std::int32_t token;
-    double logprob;  // under the model's own distribution, before any of the parameters
-  };
-
   /// The rules in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p. `history` is prompt
   /// and text so far, so its length is the position of the token to choose. Ties go to the lower id. Throws BadInput
   /// where the logits are no numbers. O(vocab log vocab).
   Choice choose(std::span<const float> logits, std::span<const std::int32_t> history, const SamplingParams& params,
                 int sample) {
-    const double log_sum = log_sum_exp(logits);
     logits_.assign(logits.begin(), logits.end());
     penalise(history, params.repetition_penalty);
+    return choose_among_logits(logits, params, sample, static_cast<int>(history.size()));
+  }
+
+  /// The same where the parameters ask for no look back: the token for `position`.
+  Choice choose(std::span<const float> logits, const SamplingParams& params, int sample, int position) {
+    logits_.assign(logits.begin(), logits.end());
+    return choose_among_logits(logits, params, sample, position);
+  }
+
+ private:
+  // `logits` are the model's own; logits_ are what the parameters have made of them.
+  Choice choose_among_logits(std::span<const float> logits, const SamplingParams& params, int sample, int position) {
+    const double log_sum = log_sum_exp(logits);
     const std::int32_t token =
         params.temperature == 0
             ? static_cast<std::int32_t>(std::max_element(logits_.begin(), logits_.end()) - logits_.begin())
             : draw(params, uniform(params.seed, static_cast<std::uint32_t>(sample),
-                                   static_cast<std::uint32_t>(history.size())));
+                                   static_cast<std::uint32_t>(position)));
     return {.token = token, .logprob = logits[static_cast<std::size_t>(token)] - log_sum};
   }
 
- private:
   struct Candidate {
     double weight;  // probability times a constant
     std::int32_t token;
