@@ -1,9 +1,11 @@
-// Engine: requests in, tokens out. One step: schedule, compute, commit, choose tokens, and fork or drop branches.
+// Engine: requests in, tokens out. One step: schedule, launch, commit, fork; then collect the tokens of a step, which may
+// be the one before.
 #pragma once
 
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
@@ -16,6 +18,7 @@
 #include "engine/model_config.hpp"
 #include "engine/request.hpp"
 #include "engine/sampler.hpp"
+#include "engine/sampling.hpp"
 #include "engine/scheduler.hpp"
 #include "engine/stats.hpp"
 #include "pagedkv/cache/batch_tables.hpp"
@@ -29,6 +32,7 @@ struct EngineOptions {
   int num_blocks = 512;
   int block_size = 16;
   bool prefix_cache = true;
+  bool run_ahead = false;  // schedule and launch a step while the one before computes; for models that compute elsewhere
   SchedulerOptions scheduler = {};
 };
 
@@ -37,7 +41,8 @@ struct Event {
   const Request* request;
   int sample;  // index of the branch
   std::int32_t token;
-  Finish finish;  // of the sample; the closing token is an event, too
+  Finish finish;   // of the sample; the closing token is an event, too
+  double logprob;  // of the token under the model's own distribution; 0 at the end of a beam search
 };
 
 /// Owns blocks, cache and requests; the model computes. Not thread-safe.
@@ -85,31 +90,21 @@ class Engine {
     request->branches.push_back({.kv = pagedkv::Sequence{blocks_}, .tokens = std::move(prompt)});
     if (params.beam_width > 0) request->beam.emplace(params.beam_width, params.max_tokens, config_.eos_ids);
     scheduler_.submit(*request);
+    num_host_choosers_ += params.needs_logits();
     requests_.emplace(next_id_, std::move(request));
     return next_id_++;
   }
 
-  bool is_idle() const { return scheduler_.is_idle(); }
+  bool is_idle() const { return scheduler_.is_idle() && launched_.empty(); }
 
-  /// Computes one batch. The events are in order of requests and samples, and valid until the next step.
+  /// Launches one batch and collects the tokens of one: the same, or if it runs ahead the one before. The events are in
+  /// order of requests and samples, and valid until the next step.
   std::span<const Event> step() {
     const auto start = std::chrono::steady_clock::now();
     events_.clear();
-    pagedkv::StepPlan plan;
-    const std::vector<Work> work = scheduler_.schedule(plan);
-    PAGEDKV_ASSERT(!work.empty() || is_idle() || scheduler_.num_preemptions() > stats_.num_preemptions);
-    stats_.observe(scheduler_.running(), blocks_.num_used());
-    stats_.block_copies += std::ssize(plan.copies());
-    if (!work.empty()) {
-      const std::span<const float> logits = compute(work, plan);
-      plan.commit();
-      if (options_.prefix_cache)
-        for (const Work& item : work) prefixes_.publish(item.request->branches[index(item.branch)].tokens, kv_of(item));
-      for (std::size_t first = 0, last = 0, row = 0; first < work.size(); first = last) {
-        while (last < work.size() && work[last].request == work[first].request) ++last;
-        advance(*work[first].request, logits, row);
-      }
-    }
+    if (!may_run_ahead()) collect(0);
+    const bool is_ahead = launch() && may_run_ahead();
+    collect(is_ahead ? 1 : 0);
     ++stats_.num_steps;
     stats_.num_preemptions = scheduler_.num_preemptions();
     stats_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -130,7 +125,25 @@ class Engine {
   const Request& request(int id) const { return *requests_.at(id); }
   void forget(int id) {
     pagedkv::require(request(id).state == State::finished, "Engine::forget: request", "finished", "running");
-    requests_.erase(id);
+    erase(id);
+  }
+
+  /// Ends a request between two steps and forgets it: its blocks are back at once, no later event names it, and those of
+  /// the last step that do must not be read any more. Throws std::out_of_range for an id that is not there.
+  void abort(int id) {
+    Request& request = *requests_.at(id);
+    if (request.state != State::finished) leave(request);
+    erase(id);
+  }
+
+  /// Ends one sample, whose text holds what the user wanted it to stop at. Nothing happens if it has ended already.
+  void stop(int id, int sample) {
+    Request& request = *requests_.at(id);
+    Branch& branch = request.branches.at(index(sample));
+    if (branch.finish != Finish::none && branch.tokens.back() >= 0) return;
+    branch.tokens.resize(branch.known_tokens().size());
+    end(branch, Finish::stop);
+    if (request.is_complete()) finish(request);
   }
 
   const EngineStats& stats() const { return stats_; }
@@ -151,59 +164,100 @@ class Engine {
   }
 
  private:
-  static std::size_t index(int i) { return static_cast<std::size_t>(i); }
-  static const pagedkv::Sequence& kv_of(const Work& item) { return item.request->branches[index(item.branch)].kv; }
+  // A token that a launched step brings: it follows `position` tokens of a branch.
+  struct Awaited {
+    Request* request;  // null if the request has gone
+    int branch;
+    int position;
+  };
 
-  std::span<const float> compute(const std::vector<Work>& work, const pagedkv::StepPlan& plan) {
+  static std::size_t index(int i) { return static_cast<std::size_t>(i); }
+  static Branch& branch_of(const Work& item) { return item.request->branches[index(item.branch)]; }
+  static Branch& branch_of(const Awaited& token) { return token.request->branches[index(token.branch)]; }
+
+  // Who chooses on the host must know all tokens. Who is pushed out need not: they are collected in the same step.
+  bool may_run_ahead() const { return options_.run_ahead && num_host_choosers_ == 0; }
+
+  // False if there was nothing to compute.
+  bool launch() {
+    pagedkv::StepPlan plan;
+    const std::vector<Work> work = scheduler_.schedule(plan);
+    PAGEDKV_ASSERT(!work.empty() || is_idle() || scheduler_.num_preemptions() > stats_.num_preemptions ||
+                   !launched_.empty());
+    stats_.observe(scheduler_.running(), blocks_.num_used());
+    stats_.block_copies += std::ssize(plan.copies());
+    if (work.empty()) return false;
+    fill_batch(work, plan);
+    const Batch batch{.tokens = tokens_,
+                      .positions = positions_,
+                      .plan = plan,
+                      .tables = tables_.view(),
+                      .logit_rows = logit_rows_,
+                      .draws = draws_};
+    const bool on_host = num_host_choosers_ > 0;
+    std::span<const float> logits;
+    if (on_host)
+      logits = model_.forward(batch);
+    else
+      model_.launch(batch);
+    plan.commit();
+    for (const Work& item : work) publish(branch_of(item));
+    advance(work);
+    std::vector<Awaited> awaited = await_tokens();
+    if (on_host)
+      choose(awaited, logits);
+    else
+      launched_.push_back(std::move(awaited));
+    return true;
+  }
+
+  void fill_batch(const std::vector<Work>& work, const pagedkv::StepPlan& plan) {
     tokens_.clear();
     positions_.clear();
     logit_rows_.clear();
+    draws_.clear();
+    drawing_.clear();
     tables_.clear();
     for (const Work& item : work) {
-      const Branch& branch = item.request->branches[index(item.branch)];
+      const Branch& branch = branch_of(item);
       tables_.add(branch.kv, item.num_tokens);
       for (int position = branch.kv.size() - item.num_tokens; position < branch.kv.size(); ++position) {
         tokens_.push_back(branch.tokens[index(position)]);
         positions_.push_back(position);
       }
-      if (branch.num_lacking() == 0) logit_rows_.push_back(static_cast<std::int32_t>(tokens_.size()) - 1);
+      if (branch.num_lacking() > 0) continue;
+      // The first row of logits of several samples is one row: the prompt's.
+      Request& request = *item.request;
+      const bool is_first = !request.beam && request.branches.size() < index(request.params.n);
+      for (int sample = is_first ? 0 : item.branch; sample < (is_first ? request.params.n : item.branch + 1); ++sample) {
+        draws_.push_back({.logit_row = static_cast<int>(logit_rows_.size()),
+                          .params = &request.params,
+                          .sample = sample,
+                          .position = static_cast<int>(branch.tokens.size())});
+        drawing_.push_back(&request);
+      }
+      logit_rows_.push_back(static_cast<std::int32_t>(tokens_.size()) - 1);
     }
     // Rows of a request that was pushed out while it was being scheduled are the plan's last ones, and dead.
     tokens_.resize(index(plan.num_rows()), 0);
     positions_.resize(index(plan.num_rows()), 0);
-    return model_.forward({.tokens = tokens_,
-                           .positions = positions_,
-                           .plan = plan,
-                           .tables = tables_.view(),
-                           .logit_rows = logit_rows_});
   }
 
-  // Moves a request on after its rows were computed. `row`: its first row of logits, if it has any.
-  void advance(Request& request, std::span<const float> logits, std::size_t& row) {
-    if (request.state == State::trunk && request.leader().kv.size() == request.trunk_len) {
-      if (request.leader().num_lacking() == 0)
-        request.state = State::decode;
-      else
-        fork_tails(request);
+  // Moves requests on behind the rows that they have got.
+  void advance(const std::vector<Work>& work) {
+    for (const Work& item : work) {
+      Request& request = *item.request;
+      if (request.state == State::trunk && request.leader().kv.size() == request.trunk_len) {
+        if (request.leader().num_lacking() == 0)
+          request.state = State::decode;
+        else
+          fork_tails(request);
+      }
+      if (request.state == State::tails) {
+        const auto lacks_more = [](const Branch& b) { return b.finish == Finish::none && b.num_lacking() > 1; };
+        if (std::none_of(request.branches.begin(), request.branches.end(), lacks_more)) request.state = State::decode;
+      }
     }
-    if (request.state == State::tails) {
-      const auto lacks_more = [](const Branch& b) { return b.finish == Finish::none && b.num_lacking() > 1; };
-      if (std::none_of(request.branches.begin(), request.branches.end(), lacks_more)) request.state = State::decode;
-    }
-    std::vector<std::span<const float>> rows;
-    for (const Branch& branch : request.branches)
-      if (branch.finish == Finish::none && branch.kv.size() > 0 && branch.num_lacking() == 0)
-        rows.push_back(logits.subspan(index(config_.vocab) * row++, index(config_.vocab)));
-    if (rows.empty()) return;
-    if (request.beam)
-      grow_beams(request, rows);
-    else
-      grow_samples(request, rows);
-    if (request.num_unfinished() > 0) return;
-    request.state = State::finished;
-    scheduler_.remove(request);
-    stats_.prompt_tokens += request.prompt_len;
-    stats_.cached_tokens += request.num_cached;
   }
 
   static void fork_tails(Request& request) {
@@ -213,30 +267,111 @@ class Engine {
     request.state = State::tails;
   }
 
-  // The first row of logits of several samples is one row: the prompt's. There they are forked.
-  void grow_samples(Request& request, std::span<const std::span<const float>> rows) {
-    const bool is_first = request.branches.size() < index(request.params.n);
-    if (is_first) {
-      for (int i = 1; i < request.params.n; ++i)
-        request.branches.push_back(
-            {.kv = request.branches[0].kv.fork(), .tokens = request.branches[0].tokens, .index = i});
+  // Gives each drawing branch a place for its token, and the prompt's samples their branches. Who has no token to come
+  // after it takes no part in the next step.
+  std::vector<Awaited> await_tokens() {
+    std::vector<Awaited> awaited;
+    for (std::size_t i = 0; i < draws_.size(); ++i) {
+      Request& request = *drawing_[i];
+      const Draw& draw = draws_[i];
+      awaited.push_back({&request, draw.sample, draw.position});
+      if (request.beam) continue;
+      if (request.branches.size() == index(draw.sample))
+        request.branches.push_back({.kv = request.branches[0].kv.fork(),
+                                    .tokens = {request.branches[0].tokens.begin(),
+                                               request.branches[0].tokens.begin() + draw.position},
+                                    .index = draw.sample});
+      Branch& branch = branch_of(awaited.back());
+      branch.tokens.push_back(token_of_draw(static_cast<int>(i)));
+      if (draw.position + 1 - request.prompt_len == request.params.max_tokens) branch.finish = Finish::length;
     }
-    std::size_t next = 0;
+    return awaited;
+  }
+
+  void choose(const std::vector<Awaited>& awaited, std::span<const float> logits) {
+    const auto row = [&](std::size_t i) {
+      return logits.subspan(index(config_.vocab) * index(draws_[i].logit_row), index(config_.vocab));
+    };
+    for (std::size_t i = 0; i < awaited.size();) {
+      Request& request = *awaited[i].request;
+      if (request.beam) {
+        std::vector<std::span<const float>> rows;
+        for (; i < awaited.size() && awaited[i].request == &request; ++i) rows.push_back(row(i));
+        grow_beams(request, rows);
+        if (request.num_unfinished() == 0) finish(request);
+      } else {
+        const std::span history = std::span(branch_of(awaited[i]).tokens).first(index(awaited[i].position));
+        const Choice choice = sampler_.choose(row(i), history, request.params, awaited[i].branch);
+        accept(awaited[i++], choice);
+      }
+    }
+  }
+
+  // Waits until no more than `num_left` launched steps are not collected.
+  void collect(std::size_t num_left) {
+    while (launched_.size() > num_left) {
+      const std::span<const Choice> choices = model_.collect();
+      const std::vector<Awaited> awaited = std::move(launched_.front());
+      launched_.pop_front();
+      for (std::size_t i = 0; i < awaited.size(); ++i)
+        if (awaited[i].request != nullptr) accept(awaited[i], choices[i]);
+    }
+  }
+
+  void accept(const Awaited& token, const Choice& choice) {
+    Request& request = *token.request;
+    Branch& branch = branch_of(token);
+    if (index(token.position) >= branch.tokens.size()) return;  // the branch ended before this
+    branch.tokens[index(token.position)] = choice.token;
+    branch.sum_logprob += choice.logprob;
+    branch.score = branch.sum_logprob / (token.position + 1 - request.prompt_len);
+    if (ends_text(request, choice.token)) {
+      branch.tokens.resize(index(token.position) + 1);
+      end(branch, Finish::eos);
+    } else if (branch.finish != Finish::none) {
+      end(branch, branch.finish);
+    }
+    ++stats_.generated_tokens;
+    events_.push_back({&request, token.branch, choice.token, branch.finish, choice.logprob});
+    if (request.is_complete()) finish(request);
+  }
+
+  // Full blocks whose tokens are all known.
+  void publish(const Branch& branch) {
+    const std::span known = branch.known_tokens();
+    const int block_size = options_.block_size;
+    if (options_.prefix_cache && branch.kv.size() / block_size * block_size <= std::ssize(known))
+      prefixes_.publish(known, branch.kv);
+  }
+
+  void end(Branch& branch, Finish finish) {
+    publish(branch);
+    branch.finish = finish;
+    branch.kv = pagedkv::Sequence{blocks_};
+  }
+
+  void finish(Request& request) {
+    leave(request);
+    stats_.prompt_tokens += request.prompt_len;
+    stats_.cached_tokens += request.num_cached;
+  }
+
+  // The request takes part in nothing any more.
+  void leave(Request& request) {
+    scheduler_.remove(request);
+    num_host_choosers_ -= request.params.needs_logits();
     for (Branch& branch : request.branches) {
-      if (branch.finish != Finish::none) continue;
-      const auto choice = sampler_.choose(rows[is_first ? 0 : next++], branch.tokens, request.params, branch.index);
-      branch.tokens.push_back(choice.token);
-      branch.sum_logprob += choice.logprob;
-      const int num_generated = static_cast<int>(branch.tokens.size()) - request.prompt_len;
-      branch.score = branch.sum_logprob / num_generated;
-      if (is_eos(choice.token))
-        branch.finish = Finish::eos;
-      else if (num_generated == request.params.max_tokens)
-        branch.finish = Finish::length;
-      if (branch.finish != Finish::none) branch.kv = pagedkv::Sequence{blocks_};
-      ++stats_.generated_tokens;
-      events_.push_back({&request, branch.index, choice.token, branch.finish});
+      if (branch.finish == Finish::none) branch.finish = Finish::aborted;
+      branch.kv = pagedkv::Sequence{blocks_};
     }
+    request.state = State::finished;
+  }
+
+  void erase(int id) {
+    for (std::vector<Awaited>& awaited : launched_)
+      for (Awaited& token : awaited)
+        if (token.request == requests_.at(id).get()) token.request = nullptr;
+    requests_.erase(id);
   }
 
   // Beams that nobody continues are dropped before the next append, so that their blocks are free and the last heir of
@@ -260,14 +395,17 @@ class Engine {
                                                   .score = hypothesis.score,
                                                   .finish = hypothesis.ends_with_eos ? Finish::eos : Finish::length});
         branch.tokens.insert(branch.tokens.end(), hypothesis.tokens.begin(), hypothesis.tokens.end());
-        events_.push_back({&request, branch.index, branch.tokens.back(), branch.finish});
+        events_.push_back({&request, branch.index, branch.tokens.back(), branch.finish, 0});
       }
     }
     request.branches = std::move(next);
   }
 
-  bool is_eos(std::int32_t token) const {
-    return std::find(config_.eos_ids.begin(), config_.eos_ids.end(), token) != config_.eos_ids.end();
+  bool ends_text(const Request& request, std::int32_t token) const {
+    const auto holds = [&](const std::vector<std::int32_t>& ids) {
+      return std::find(ids.begin(), ids.end(), token) != ids.end();
+    };
+    return (!request.params.ignore_eos && holds(config_.eos_ids)) || holds(request.params.stop_ids);
   }
 
   ModelConfig config_;
@@ -281,7 +419,11 @@ class Engine {
   Sampler sampler_;
   EngineStats stats_;
   int next_id_ = 0;
-  std::vector<std::int32_t> tokens_, positions_, logit_rows_;  // of the step that is running
+  int num_host_choosers_ = 0;                   // unfinished requests whose tokens the host must choose
+  std::deque<std::vector<Awaited>> launched_;   // steps that were not collected, oldest first: a token for each draw
+  std::vector<std::int32_t> tokens_, positions_, logit_rows_;  // of the step that is being launched
+  std::vector<Draw> draws_;
+  std::vector<Request*> drawing_;  // whose draws those are
   std::vector<Event> events_;
 };
 

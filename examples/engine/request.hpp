@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/beam.hpp"
@@ -13,18 +14,26 @@
 
 namespace engine {
 
-enum class Finish { none, eos, length };
+/// eos: a token that ends texts; stop: the user found what shall end this one.
+enum class Finish { none, eos, length, stop, aborted };
 
 /// One continuation of a prompt: its tokens, and the part of them whose K and V are in the cache.
 struct Branch {
   pagedkv::Sequence kv;
-  std::vector<std::int32_t> tokens;  // prompt included
+  std::vector<std::int32_t> tokens;  // prompt included; below 0: chosen by a step that was not collected yet
   int index = 0;                     // names it to the user and to the random generator
   double sum_logprob = 0;            // of the generated tokens, under the model's own distribution
   double score = 0;                  // what beams are ordered by
   Finish finish = Finish::none;
 
   int num_lacking() const { return static_cast<int>(tokens.size()) - kv.size(); }
+
+  /// The tokens up to the first that the host does not know.
+  std::span<const std::int32_t> known_tokens() const {
+    auto last = tokens.end();
+    while (last != tokens.begin() && last[-1] < 0) --last;
+    return {tokens.begin(), last};
+  }
 };
 
 /// waiting -> trunk -> (tails ->) decode -> finished, and back to waiting when preempted.
@@ -46,6 +55,11 @@ struct Request {
 
   Branch& leader() {
     return *std::find_if(branches.begin(), branches.end(), [](const Branch& b) { return b.finish == Finish::none; });
+  }
+  /// Every branch has ended, and all of its tokens are known.
+  bool is_complete() const {
+    return std::all_of(branches.begin(), branches.end(),
+                       [](const Branch& b) { return b.finish != Finish::none && b.tokens.back() >= 0; });
   }
   int num_unfinished() const {
     return static_cast<int>(

@@ -78,7 +78,11 @@ class Scheduler {
     return work;
   }
 
-  void remove(Request& request) { std::erase(running_, &request); }
+  /// Forgets a request, wherever it stands.
+  void remove(Request& request) {
+    std::erase(running_, &request);
+    std::erase(waiting_, &request);
+  }
 
  private:
   // One row for each branch. False if blocks were short: somebody was pushed out, perhaps the request itself.

@@ -14,7 +14,7 @@
 
 namespace pagedkv_test {
 
-class FakeModel final : public engine::LanguageModel {
+class FakeModel : public engine::LanguageModel {
  public:
   /// What one forward pass was asked to do, sequence by sequence.
   struct Pass {
