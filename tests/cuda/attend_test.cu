@@ -17,6 +17,7 @@
 #include "support/device_bits.cuh"
 #include "support/device_problem.cuh"
 #include "support/mixed_batch.hpp"
+#include "support/next_step.cuh"
 #include "support/runtime_rule.hpp"
 
 namespace {
@@ -92,27 +93,15 @@ void matches_the_reference(const ProblemShape& shape, const std::string& kernel,
 }
 
 template <class T>
-using Array = View<T, 1, Space::device>;
+using Array = DeviceArrayView<T>;
 
 /// Stands for the rest of a layer: makes the next queries of this output, any bit of which changes them all.
 __global__ void next_queries_kernel(Array<const bf16> out, Array<bf16> q, Array<std::uint64_t> digest,
                                     std::uint64_t step) {
   ptx::launch_dependents();
   ptx::wait_for_previous_kernel();
-  const auto mix = [](std::uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  };
-  __shared__ unsigned long long sum;
-  if (threadIdx.x == 0) sum = 0;
-  __syncthreads();
-  for (std::int64_t i = threadIdx.x; i < out.extents[0]; i += blockDim.x)
-    atomicAdd(&sum, static_cast<unsigned long long>(mix(static_cast<std::uint64_t>(i) << 16 | out(i).bits)));
-  __syncthreads();
-  const std::uint64_t state = mix(sum + step);
-  for (std::int64_t i = threadIdx.x; i < q.extents[0]; i += blockDim.x)
-    q(i) = from_float<bf16>(static_cast<float>(mix(state + static_cast<std::uint64_t>(i)) >> 40) * 0x1p-22f - 2.f);
+  const std::uint64_t state = state_of(out, step);
+  fill_by_state(q, state, 0, 2.f);
   if (threadIdx.x == 0) digest(static_cast<std::int64_t>(step)) = state;
 }
 

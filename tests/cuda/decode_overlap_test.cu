@@ -14,6 +14,7 @@
 #include "support/decode_entry.cuh"
 #include "support/device_bits.cuh"
 #include "support/device_problem.cuh"
+#include "support/next_step.cuh"
 
 namespace {
 
@@ -23,7 +24,7 @@ using namespace pagedkv_test;
 constexpr int num_steps = 2000, head_dim = 64;
 
 template <class T>
-using Array = View<T, 1, Space::device>;
+using Array = DeviceArrayView<T>;
 
 /// Stands for the rest of a layer: makes the next step's q, k and v of the output of this one, any bit of which changes
 /// them all. Starts its successors at once and takes its time: whoever does not wait for it reads what is not there yet.
@@ -31,28 +32,11 @@ __global__ void next_step_kernel(Array<const bf16> out, Array<bf16> q, Array<bf1
                                  Array<std::uint64_t> digest, std::uint64_t step) {
   ptx::launch_dependents();
   ptx::wait_for_previous_kernel();
-  const auto mix = [](std::uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-  };
-  __shared__ unsigned long long sum;
-  if (threadIdx.x == 0) sum = 0;
-  __syncthreads();
-  for (std::int64_t i = threadIdx.x; i < out.extents[0]; i += blockDim.x)
-    atomicAdd(&sum, static_cast<unsigned long long>(mix(static_cast<std::uint64_t>(i) << 16 | out(i).bits)));
-  __syncthreads();
-  const std::uint64_t state = mix(sum + step);
+  const std::uint64_t state = state_of(out, step);
   __nanosleep(static_cast<unsigned>(state % 4096));
-  const auto fill = [&](const Array<bf16>& array, std::uint64_t salt, float bound) {
-    for (std::int64_t i = threadIdx.x; i < array.extents[0]; i += blockDim.x) {
-      const auto bits = static_cast<float>(mix(state + salt + static_cast<std::uint64_t>(i)) >> 40);
-      array(i) = from_float<bf16>(bound * (bits * 0x1p-23f - 1.f));
-    }
-  };
-  fill(q, 1u << 20, 6.f);
-  fill(k, 2u << 20, 1.f);
-  fill(v, 3u << 20, 1.f);
+  fill_by_state(q, state, 1u << 20, 6.f);
+  fill_by_state(k, state, 2u << 20, 1.f);
+  fill_by_state(v, state, 3u << 20, 1.f);
   if (threadIdx.x == 0) digest(static_cast<std::int64_t>(step)) = state;
 }
 

@@ -58,7 +58,8 @@ std::vector<Asked> requests(std::uint64_t seed, bool with_host_choosers) {
 }
 
 // Request by request, sample by sample.
-std::vector<Tokens> texts(const std::vector<Asked>& asked, const EngineOptions& options, std::int64_t& num_preemptions) {
+std::vector<Tokens> texts(const std::vector<Asked>& asked, const EngineOptions& options,
+                          std::int64_t& num_preemptions) {
   FakeEngine engine(options, true);
   std::vector<int> ids;
   std::map<std::pair<int, int>, Tokens> seen;

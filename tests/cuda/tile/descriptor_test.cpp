@@ -40,6 +40,17 @@ void for_each_height(F&& f) {
   f.template operator()<Columns, 256>();
 }
 
+/// The same for every width that K, Q or V has.
+template <class F>
+void for_each_shape(F&& f) {
+  for_each_height<64>(f);
+  for_each_height<80>(f);
+  for_each_height<96>(f);
+  for_each_height<128>(f);
+  for_each_height<192>(f);
+  for_each_height<256>(f);
+}
+
 /// A tile may begin at any multiple of its alignment, up to the end of an SM's 227 KiB.
 template <class Tile>
 std::array<std::uint32_t, 3> some_addresses(int elements) {
@@ -279,12 +290,7 @@ TEST_CASE("16 columns of a tile, for all rows, are read where the tile holds the
     for (const std::uint32_t start : some_addresses<typename TileDescriptor<Columns, Rows>::Tile>(Columns * Rows))
       CHECK(misread_by_columns<Columns, Rows>(start) == 0);
   };
-  for_each_height<64>(check);
-  for_each_height<80>(check);
-  for_each_height<96>(check);
-  for_each_height<128>(check);
-  for_each_height<192>(check);
-  for_each_height<256>(check);
+  for_each_shape(check);
 }
 
 TEST_CASE("16 rows of a tile, for all columns, are read where the tile holds them") {
@@ -294,12 +300,7 @@ TEST_CASE("16 rows of a tile, for all columns, are read where the tile holds the
     for (const std::uint32_t start : some_addresses<typename TileDescriptor<Columns, Rows>::Tile>(Columns * Rows))
       CHECK(misread_by_rows<Columns, Rows>(start) == 0);
   };
-  for_each_height<64>(check);
-  for_each_height<80>(check);
-  for_each_height<96>(check);
-  for_each_height<128>(check);
-  for_each_height<192>(check);
-  for_each_height<256>(check);
+  for_each_shape(check);
 }
 
 TEST_CASE("boxes of blocks that TMA lays slab by slab are a tile; so are boxes of heads and tokens") {
