@@ -22,7 +22,7 @@ install_missing() {
 }
 
 build_tools=(g++ cmake ninja:ninja-build pkg-config)
-engine_libraries=(nlohmann-json3-dev libcli11-dev libpcre2-dev)
+engine_libraries=(nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev libcpp-httplib-dev)
 
 # The CUDA Toolkit is never installed, only used where it is; its bin folder is often not on PATH.
 if ! command -v nvcc >/dev/null 2>&1 && [ -x /usr/local/cuda/bin/nvcc ]; then

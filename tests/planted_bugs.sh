@@ -11,10 +11,25 @@ if [[ ${1:-} == --part ]]; then IFS=/ read -r part parts <<<"$2"; fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-compile=("${CXX:-g++}" -std=c++20 -O1 -include tests/support/assert.hpp -Itests)
+compile=("${CXX:-g++}" -std=c++20 -O1 -include tests/support/assert.hpp -Itests -I. "-DPAGEDKV_SOURCE_DIR=\"$PWD\""
+  "-DPAGEDKV_MODELS_DIR=\"$PWD/examples/models\"")
 "${compile[@]}" -c tests/support/main.cpp -o "$work/main.o"
 
 count=0 missed=0
+
+# What the engine's tests link beside their own file and main: sources of the engine, then libraries.
+json="files/json_field files/mapped_file"
+text="text/tokenizer text/tokenizer_reader text/bpe text/regex text/unicode $json -lpcre2-8 -lutf8proc"
+declare -A links=(
+  [engine/scheduler]=language_model [engine/engine]=language_model [engine/run_ahead]=language_model
+  [engine/swap]=language_model [engine/drafts]=language_model [engine/logprobs]=language_model
+  [engine/step_meter]=language_model [engine/progress]=language_model [engine/priority]=language_model
+  [engine/soak]=language_model [engine/service]="service language_model $text"
+  [engine/server/api_request]="server/api_request $text" [engine/server/api_response]="server/api_response server/metrics $text"
+  [engine/files/model_config]="files/model_config $json" [engine/files/safetensors]="files/safetensors $json"
+  [engine/parity]="language_model files/model_config files/safetensors model_cpu $json"
+  [engine/text/tokenizer]="$text" [engine/text/tokenizer_families]="$text" [engine/text/chat_template]="text/chat_template text/chat_template_reader $text"
+)
 
 # plant NAME TEST HEADER SED: the sed expression must change exactly one place of include/pagedkv/HEADER, or of
 # examples/HEADER where that begins with engine/.
@@ -31,10 +46,15 @@ plant() {
   sed -i "$edit" "$work/$path"
   local changed
   changed=$(diff "$path" "$work/$path" | grep -c '^>' || true)
+  local sources=() libraries=() link
+  for link in ${links[$test]:-}; do
+    if [[ $link == -l* ]]; then libraries+=("$link"); else sources+=("$work/examples/engine/$link.cpp"); fi
+  done
   local verdict=caught
   if [[ $changed -ne 1 ]]; then
     verdict="MISSED: the edit changes $changed lines of $header"
-  elif ! "${compile[@]}" "-I$work/include" "-I$work/examples" "tests/${test}_test.cpp" "$work/main.o" -o "$work/test" 2>"$work/errors"; then
+  elif ! "${compile[@]}" "-I$work/include" "-I$work/examples" "tests/${test}_test.cpp" "${sources[@]}" "$work/main.o" "${libraries[@]}" \
+    -o "$work/test" 2>"$work/errors"; then
     verdict="MISSED: does not compile: $(head -1 "$work/errors")"
   elif { timeout 300 "$work/test"; } >/dev/null 2>&1; then
     verdict="MISSED: tests/${test}_test.cpp stays green"
@@ -199,19 +219,12 @@ plant "all threads leave with the same mark" cache/concurrent_schedules cache/co
 plant "a stock that was emptied meanwhile gives ids all the same" cache/concurrent_schedules cache/concurrent_block_allocator.hpp 's/std::min(stock.size(), Threads::magazine_size)/Threads::magazine_size/'
 plant "a pool of 2^64 elements has none" storage/kv_layout storage/kv_layout.hpp 's/elements \*= count;//'
 plant "rows follow those of a request that pushed itself out" engine/scheduler engine/scheduler.hpp 's/i = 0; has_room \&\& i < running_/i = 0; i < running_/'
-plant "rows of a request that pushed itself out are computed" engine/scheduler engine/scheduler.hpp 's/        work.resize(num_work);.*$//'
-plant "a preempted request goes behind later arrivals" engine/scheduler engine/scheduler.hpp 's/waiting_.push_front(victim)/waiting_.push_back(victim)/'
 plant "an admission ignores the watermark" engine/scheduler engine/scheduler.hpp 's/: options_.watermark/: 0/'
-plant "rows that decode are not charged to the budget" engine/scheduler engine/scheduler.hpp 's/      --budget;//'
 plant "a request is thought to fit that never will" engine/scheduler engine/request.hpp 's/return shared + params.width() \* (longest - shared)/return longest/'
 plant "equal samples recompute their last token as their trunk" engine/engine engine/request.hpp 's/std::min(std::ssize(a), std::ssize(b)) - 1/std::min(std::ssize(a), std::ssize(b))/'
-plant "a step is not committed" engine/engine engine/engine.hpp 's/      plan.commit();//'
-plant "all samples read the first one's logits" engine/engine engine/engine.hpp 's/is_first ? 0 : next++/0/'
 plant "all samples draw the same numbers" engine/sampler engine/philox.hpp 's/philox({position, sample, 0, 0}/philox({position, 0 * sample, 0, 0}/'
-plant "a token is penalised each time it came" engine/sampler engine/sampler.hpp 's/      if (seen_\[i\]) continue;//'
 plant "unlikely endings enter the pool of beams" engine/beam engine/beam.hpp 's/ends ? static_cast<int>(rank) >= width_/ends ? false/'
 plant "beam search stops at the first ending" engine/beam engine/beam.hpp 's/static_cast<int>(finished_.size()) == width_ \&\& running_/!finished_.empty() \&\& running_/'
-plant "a product writes behind the end of its row" engine/gemm engine/gemm.hpp 's/std::min(panel_width, w.rows() - first)/panel_width/'
 plant "prefill reads keys before every warp has fetched its share" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's|__syncthreads();  // these keys|// these keys|'
 plant "prefill reads values before every warp has fetched its share" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's|__syncthreads();  // so have|// so have|'
 plant "prefill overwrites what a slower warp still reads" cuda/kernels/prefill_sm80 cuda/kernels/prefill_sm80.cuh 's|__syncthreads();  // the next|// the next|'
@@ -253,7 +266,7 @@ plant "the owner of a slice's last unit is the next slice" cuda/kernels/decode_s
 plant "a sequence without keys has no item" attention/plan attention/plan.hpp 's/max(1, ceil_div(kv_len, split_keys))/ceil_div(kv_len, split_keys)/'
 plant "offsets are 32 bits wide" cpu/attend_extremes core/view.hpp 's/std::int64_t offset = 0/int offset = 0/'
 plant "blocks that are gone are read" cpu/attend_invariance cpu/tile.hpp 's/if (block >= 0 \&\& block < kv.num_blocks()) {/if (block >= 0) {/'
-plant "hidden values are multiplied by zero" cpu/attend_extremes cpu/tile.hpp 's/if (weight == 0.f) continue;//'
+plant "hidden values are multiplied by zero" cpu/attend_extremes cpu/tile.hpp 's/if (least > 0.f) return add_values/return add_values/'
 plant "the batch moves split boundaries" cpu/attend_invariance cpu/attend.hpp 's/const int any_number = .*;/const int any_number = 4;/'
 plant "a prior is forgotten" cpu/attend_chains cpu/attend.hpp 's/prior_of(variant_, head)/-infinity/'
 plant "a copy takes rows that are not valid" cpu/step cpu/step.hpp 's/slot < copy.num_rows/slot < blocks.extents[2]/'
@@ -270,6 +283,63 @@ plant "a swap's CTAs take one tile each" cuda/kernels/swap_blocks cuda/kernels/s
 plant "a swap reads V where K lies" cuda/kernels/swap_blocks cuda/kernels/swap_blocks.cuh 's/(is_key ? from_k : from_v)/from_k/'
 plant "a swap's layers are as far apart there as here" cuda/kernels/swap_blocks cuda/kernels/swap_blocks.cuh 's/layer \* destination.layer_stride/layer * source.layer_stride/'
 plant "blocks with gaps are swapped" storage/block_swap storage/block_swap.hpp 's/  require(is_dense_block(source), what, "without gaps", "with gaps");//'
+plant "biases are dropped" engine/parity engine/backend_cpu.hpp 's/if (!params.bias.empty()) add_to_each_row(qkv, params.bias);//'
+plant "queries are not normalised" engine/parity engine/backend_cpu.hpp 's/if (!params.q_norm.empty()) normalize_heads(q, params.q_norm);//'
+plant "a window is one key too wide" engine/parity engine/backend_cpu.hpp 's/.window = sliding_window_}/.window = sliding_window_ + 1}/'
+plant "a wrong scaling factor of rotary frequencies" engine/parity engine/rope.hpp 's/frequency \/ scaling.factor/frequency \/ (scaling.factor + 0.1)/'
+plant "left-over tensors are ignored" engine/parity engine/model.hpp 's/checkpoint.refuse_others(used);//'
+plant "an untied head is ignored" engine/parity engine/model.hpp 's/config_.tie_embeddings ? embedding_ : head_/embedding_/'
+plant "the blend of rotary frequencies is the wrong way round" engine/files/model_config engine/rope.hpp 's/(1 - kept) \* divided + kept \* frequency/kept * divided + (1 - kept) * frequency/'
+plant "layer_types is ignored" engine/files/model_config engine/files/model_config.cpp 's/    if (types.value() != each_layer(type))/    if (false)/'
+plant "do_sample is ignored" engine/files/model_config engine/files/model_config.cpp 's/if (file.has("do_sample").*$//'
+plant "a stop string that failed forgets its border" engine/text/stop_strings engine/text/stop_strings.hpp 's/matched = border\[matched - 1\];/matched = 0;/'
+plant "too little is held back" engine/text/stop_strings engine/text/stop_strings.hpp 's/begun = std::max(begun, stop.num_matched);/begun = 0;/'
+plant "a user may forge a role" engine/text/tokenizer_families engine/text/tokenizer.cpp 's/(!is_special(token.id) || prompt.is_trusted/(true || prompt.is_trusted/'
+plant "text is not normalised" engine/text/tokenizer_families engine/text/tokenizer.cpp 's/if (nfc_) normal = /if (false) normal = /'
+plant "digits come in runs" engine/text/tokenizer_families engine/text/tokenizer_reader.cpp 's/R"(\\p{N})" : /R"(\\p{N}+)" : /'
+plant "an escaped newline is an n" engine/text/chat_template engine/text/jinja_text.hpp "s/escaped == 'n' ? /escaped == 'x' ? /"
+plant "values behind a dropped block are read" cpu/attend_invariance cpu/tile.hpp 's/std::fill_n(v, num_lanes, kv.v.data);/std::fill_n(v, num_lanes, nullptr);/'
+plant "a sum starts anew at each slice" cpu/attend cpu/panel.hpp 's/sums\[r\]\[v\] = add ?/sums[r][v] = false ?/'
+plant "a product forgets its first slice" engine/gemm engine/gemm.hpp 's/panel, k > 0, out/panel, false, out/'
+plant "blocks are counted as often as they are read" engine/step_meter engine/step_meter.hpp 's/if (is_new(batch.tables.block_ids(s, block)))/if (true)/'
+plant "a finished sample is counted twice" engine/progress engine/progress.hpp 's/    if (track.is_done) return;.*$//'
+plant "priorities do not count" engine/priority engine/request.hpp 's/return a->priority != b->priority ? a->priority < b->priority : /return /'
+plant "blocks that samples share are swapped once each" engine/swap engine/swap_space.hpp 's/^    from.erase(std::unique(from.begin(), from.end()), from.end());$//'
+plant "swapped blocks stay owned by nobody" engine/swap engine/swap_space.hpp 's/^    to.release(fresh);$//'
+plant "swapped blocks do not come back" engine/swap engine/engine.hpp 's/if (!swap_.incoming().empty()) model_.swap_in(swap_.incoming());//'
+plant "a request comes back without room for its next rows" engine/soak engine/scheduler.hpp 's/running_.empty() ? 0 : request.num_rows() + options_.watermark/0/'
+plant "a swapped request goes on as if it had only decoded" engine/swap engine/scheduler.hpp 's/victim->interrupted = victim->state;/victim->interrupted = State::decode;/'
+plant "a guess counts though another token was drawn" engine/drafts engine/engine.hpp 's/branch.tokens.size() == place \&\& branch.tokens.back() == awaited.draft/branch.tokens.size() == place/'
+plant "wrong guesses stay in the cache" engine/drafts engine/engine.hpp 's/if (branch.kv.num_drafts() > 0)/if (branch.kv.num_drafts() > 9)/'
+plant "guesses take the rows of those who decode" engine/drafts engine/scheduler.hpp 's/drafts_.max_drafts, budget_ - num_due_, /drafts_.max_drafts, /'
+plant "guesses take more rows of logits than there are" engine/drafts engine/scheduler.hpp 's/extra_logit_rows_, num_useful/num_useful/'
+plant "guesses go behind the last token that was asked for" engine/drafts engine/scheduler.hpp 's/extra_logit_rows_, num_useful/extra_logit_rows_/'
+plant "the first place of an n-gram is taken, not the latest" engine/drafts engine/drafts.hpp 's/newest_\[hash_of(ngram)\] = num_indexed_ + 1/newest_.emplace(hash_of(ngram), num_indexed_ + 1)/'
+plant "an engine with drafts runs ahead" engine/soak engine/engine.hpp 's/ \&\& options_.drafts.max_drafts == 0;/;/'
+plant "a scored prompt skips what the cache has" engine/logprobs engine/scheduler.hpp 's/.no_read = request.lacks_scores()/.no_read = false/'
+plant "a scored prompt takes more rows of logits than there are" engine/logprobs engine/scheduler.hpp 's/if (!request.lacks_scores()) return/return/'
+plant "prefixes are published without their salt" engine/priority engine/engine.hpp 's/branch.kv, {.salt = request.cache_salt}/branch.kv, {}/'
+plant "a salt does not count at admission" engine/priority engine/scheduler.hpp 's/{.salt = request.cache_salt,/{.salt = 0,/'
+plant "blocks are offered to the cache but once" engine/engine engine/engine.hpp 's/    branch.num_published = num_full;/    branch.num_published = 1 << 20;/'
+plant "min_tokens counts the prompt" engine/sampler engine/sampler.hpp 's/position - context.prompt_len < params.min_tokens/position < params.min_tokens/'
+plant "the prompt is penalised for its presence" engine/sampler engine/sampler.hpp 's/context.tokens.subspan(index(context.prompt_len))/context.tokens/'
+plant "frequency does not count" engine/sampler engine/sampler.hpp 's/ \* static_cast<float>(count)//'
+plant "the likeliest of the rest are not looked for" engine/sampler engine/sampler.hpp 's/if (last != candidates_.end()) std::nth_element(first, last, candidates_.end(), likelier);//'
+plant "a sum of exponentials is not brought to its new highest" engine/logprobs engine/logprobs.hpp 's/^      sum \*= std::exp.*$//'
+plant "likeliest tokens are told without their order" engine/logprobs engine/logprobs.hpp 's/std::upper_bound(top.begin(), top.end(), token, likelier)/top.end()/'
+plant "rows of sequences that have gone stay in the tables" engine/engine engine/step_input.hpp 's/if (std::ssize(work) < tables_.num_seqs()) tables_.clear();//'
+plant "a search that is over leaves its request running" engine/engine engine/engine.hpp 's/^    if (!request.beam->is_over()) return;$/    return;/'
+plant "rows of a request that pushed itself out are computed" engine/scheduler engine/scheduler.hpp 's/        work_.resize(num_work);.*$//'
+plant "a preempted request goes behind later arrivals" engine/scheduler engine/scheduler.hpp 's/insert(waiting_, victim);/waiting_.push_back(victim);/'
+plant "rows that decode are not charged to the budget" engine/drafts engine/scheduler.hpp 's/^      --budget_;//'
+plant "a step is not committed" engine/engine engine/engine.hpp 's/^    plan.commit();//'
+plant "all samples read the first one's logits" engine/engine engine/step_input.hpp 's/.logit_row = static_cast<int>(logit_rows_.size())/.logit_row = 0/'
+plant "a token is penalised each time it came" engine/sampler engine/sampler.hpp 's/if (count_\[index(token)\]++ > 0) continue;//'
+plant "the rest of a text is not told at its end" engine/service engine/service.cpp 's/ + sample.stops.flush();/;/'
+plant "who has gone is served on" engine/service engine/service.cpp 's/^    drop_abandoned();$//'
+plant "everybody is let in" engine/service engine/service.cpp 's/if (num_waiting >= options_.max_queue) {/if (num_waiting > 1000) {/'
+plant "unknown fields are ignored" engine/server/api_request engine/server/api_request.cpp 's/^    refuse_unknown(request_.api, body);$//'
+plant "an event has no end" engine/server/api_response engine/server/api_response.cpp 's/return "data: " + std::string(data) + "\\n\\n";/return "data: " + std::string(data) + "\\n";/'
 
 echo "$missed missed"
 [[ $missed -eq 0 ]]

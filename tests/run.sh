@@ -71,8 +71,8 @@ else
   fi
   suite asan
   suite tsan
-  part=$((10#$(date +%j) % 24 + 1))  # every planted bug has its turn within twenty-four days
-  script "planted bugs, part $part of 24" tests/planted_bugs.sh --part "$part/24"
+  part=$((10#$(date +%j) % 36 + 1))  # every planted bug has its turn within thirty-six days
+  script "planted bugs, part $part of 36" tests/planted_bugs.sh --part "$part/36"
 fi
 
 [ ${#notes[@]} -gt 0 ] && printf '%s\n' "${notes[@]}"

@@ -2,24 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "engine/bad_input.hpp"
+#include "engine/logprobs.hpp"
 
 namespace engine {
-
-/// The natural logarithm of the sum of exponentials: log p of a token is its logit less this. Throws BadInput if a logit
-/// is NaN or plus infinity, or all are minus infinity: weights can be so, and no token follows from it.
-inline double log_sum_exp(std::span<const float> logits) {
-  const float highest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float x : logits) sum += std::exp(static_cast<double>(x - highest));
-  if (std::isnan(sum)) throw BadInput("logits of the model", "finite numbers", "not a number");
-  return highest + std::log(sum);
-}
 
 /// Keeps the `width` likeliest running beams, and a pool of the `width` best finished ones by sum_logprob / length (Wu
 /// et al. 2016, arXiv:1609.08144, sec. 7, with length penalty 1), length counting the generated tokens with the closing

@@ -6,6 +6,7 @@
 #include <exception>
 #include <new>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -13,8 +14,12 @@
 #include "engine/bad_input.hpp"
 #include "engine/engine.hpp"
 #include "engine/options.hpp"
+#include "engine/progress.hpp"
 #include "engine/session.hpp"
-#include "engine/tokenizer.hpp"
+#include "engine/stats_json.hpp"
+#include "engine/step_meter.hpp"
+#include "engine/table_row.hpp"
+#include "engine/text/tokenizer.hpp"
 
 namespace {
 
@@ -43,15 +48,6 @@ void print_branches(const Session& session, const Request& request) {
   }
 }
 
-// On a terminal: one line that is written again and again.
-void show_progress(const EngineStats& stats, std::size_t num_done, std::size_t num_prompts) {
-  constexpr std::size_t width = 30;
-  const std::size_t filled = width * num_done / num_prompts;
-  std::fprintf(stderr, "\r[%s%s] %zu/%zu prompts, %.0f tokens/s ", std::string(filled, '#').c_str(),
-               std::string(width - filled, '.').c_str(), num_done, num_prompts, stats.tokens_per_second());
-  if (num_done == num_prompts) std::fputc('\n', stderr);
-}
-
 void print_json(const Session& session, const Request& request, const std::string& prompt) {
   for (const Branch& branch : request.branches) {
     const nlohmann::ordered_json line = {
@@ -70,10 +66,11 @@ void print_json(const Session& session, const Request& request, const std::strin
 
 void complete(Session& session, const Options& options) {
   Engine& engine = session.engine();
+  const SamplingParams params = options.sampling.over(session.config().generation);
   std::vector<int> ids;
-  for (const std::string& prompt : options.prompts) ids.push_back(session.submit(prompt, options.sampling));
+  for (const std::string& prompt : options.prompts) ids.push_back(session.submit(prompt, params));
 
-  if (ids.size() == 1 && options.sampling.width() == 1 && options.sampling.beam_width == 0 && !options.json) {
+  if (ids.size() == 1 && params.width() == 1 && params.beam_width == 0 && !options.json) {
     print(options.prompts[0]);
     return stream(session, ids[0]);
   }
@@ -85,11 +82,13 @@ void complete(Session& session, const Options& options) {
     print_branches(session, request);
   };
   // Each text is printed when it and those before it are complete; under a progress bar, at the end.
-  const bool has_bar = options.has_prompts_file && isatty(STDERR_FILENO) != 0;
+  const bool has_bar = ids.size() > 1 && isatty(STDERR_FILENO) != 0;
+  Progress progress(stderr);
+  for (const int id : ids) progress.expect(engine.request(id));
   for (std::size_t num_done = 0, num_printed = 0; num_printed < ids.size();) {
-    engine.step();
+    for (const Event& event : engine.step()) progress.observe(event);
     while (num_done < ids.size() && is_finished(ids[num_done])) ++num_done;
-    if (has_bar) show_progress(engine.stats(), num_done, ids.size());
+    if (has_bar) progress.draw();
     if (has_bar && num_done < ids.size()) continue;
     for (; num_printed < num_done; ++num_printed) print_request(num_printed);
   }
@@ -113,9 +112,36 @@ void demonstrate(Session& session, const Options& options) {
 
   show(session, "Greedy", truth, {.max_tokens = 80}, options.json);
   show(session, "\nFour samples that share the prompt's blocks (copy-on-write)", walk,
-       {.max_tokens = 40, .n = 4, .temperature = 0.8f, .seed = options.sampling.seed}, options.json);
+       {.max_tokens = 40, .n = 4, .temperature = 0.8f, .seed = options.sampling.params.seed}, options.json);
   show(session, "\nBeam search of width 4, the prompt's full blocks found in the prefix cache", walk,
        {.max_tokens = 32, .beam_width = 4}, options.json);
+}
+
+// What decode steps read against what the machine reads at best.
+struct ReadSpeed {
+  DecodeTraffic traffic;
+  double ceiling;  // bytes per second
+
+  double share() const { return traffic.bytes_per_second() / ceiling; }
+  std::string table() const {
+    if (traffic.num_steps == 0) return "";
+    return table_row("read by a decode step", "%.1f MB, weights and K/V",
+                     traffic.bytes / static_cast<double>(traffic.num_steps) * 1e-6) +
+           table_row("  at", "%.1f GB/s, %.0f %% of the memory's %.1f GB/s", traffic.bytes_per_second() * 1e-9,
+                     100 * share(), ceiling * 1e-9);
+  }
+  nlohmann::ordered_json json() const {
+    return {{"decode_steps", traffic.num_steps},
+            {"decode_bytes", traffic.bytes},
+            {"decode_seconds", traffic.seconds},
+            {"read_bytes_per_second", traffic.bytes_per_second()},
+            {"machine_bytes_per_second", ceiling}};
+  }
+};
+
+ReadSpeed read_speed(const Session& session, const StepMeter& meter) {
+  return {.traffic = decode_traffic(meter.steps(), session.plan().step_weights, session.model().kv_bytes_per_token()),
+          .ceiling = machine_read_speed(session.plan())};
 }
 
 int run(int argc, char** argv) {
@@ -124,20 +150,29 @@ int run(int argc, char** argv) {
     print(options.help);
     return 0;
   }
-  const bool is_demo = options.prompts.empty();
+  const bool is_demo = options.prompts.empty(), has_table = !options.json && (is_demo || options.stats);
   constexpr int demo_block_size = 4;  // so that short prompts fill some blocks
-  Session session(options, is_demo ? demo_block_size : 16);
-  if (is_demo) {
-    if (!options.json)
-      print("pagedkv: " + options.model.filename().string() + " on " + session.model().device() + "\n\n");
+  std::optional<StepMeter> meter;
+  Session session(options.engine, is_demo ? demo_block_size : 16, [&](const Batch& batch) {
+    if (meter) meter->observe(batch);
+  });
+  if (options.stats) meter.emplace(step_meter(session, options.engine));
+  if (has_table)
+    print("pagedkv: " + options.engine.model.filename().string() + " on " + session.model().device() + "\n\n" +
+          session.plan().table() + "\n");
+  if (is_demo)
     demonstrate(session, options);
-  } else {
+  else
     complete(session, options);
+  std::optional<ReadSpeed> speed;
+  if (meter) speed = read_speed(session, *meter);
+  if (options.json) {
+    nlohmann::ordered_json last{{"stats", json_of(session.engine().stats())}, {"memory", session.plan().json()}};
+    if (speed) last["read_speed"] = speed->json();
+    print(last.dump() + "\n");
+  } else if (has_table) {
+    print("\n" + session.engine().stats().table() + (speed ? speed->table() : ""));
   }
-  if (options.json)
-    print(nlohmann::ordered_json{{"stats", session.engine().stats().json()}}.dump() + "\n");
-  else if (is_demo || options.stats)
-    print("\n" + session.engine().stats().table());
   return 0;
 }
 

@@ -33,4 +33,12 @@ std::span<const Choice> LanguageModel::collect() {
   return collected_;
 }
 
+void LanguageModel::swap_out(std::span<const pagedkv::BlockPair>) {
+  throw pagedkv::Error("LanguageModel: swapping is not supported by this model");
+}
+
+void LanguageModel::swap_in(std::span<const pagedkv::BlockPair>) {
+  throw pagedkv::Error("LanguageModel: swapping is not supported by this model");
+}
+
 }  // namespace engine

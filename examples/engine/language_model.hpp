@@ -3,18 +3,20 @@
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "engine/model_config.hpp"
-#include "engine/safetensors.hpp"
+#include "engine/files/model_config.hpp"
+#include "engine/files/safetensors.hpp"
 #include "engine/sampler.hpp"
 #include "engine/sampling.hpp"
 #include "pagedkv/cache/step_plan.hpp"
 #include "pagedkv/cache/tables_view.hpp"
 #include "pagedkv/core/ids.hpp"
+#include "pagedkv/storage/block_swap.hpp"
 
 namespace engine {
 
@@ -46,12 +48,14 @@ struct Batch {
 /// Sizes that memory is taken for once, when a model is made.
 struct ModelOptions {
   int num_blocks = 512;
+  int num_host_blocks = 0;  // of memory that swapped blocks go to
   int block_size = 16;
   int max_rows = 512;  // of one step
   int max_seqs = 32;   // of one step
   int max_blocks_per_seq = 128;
   int max_logit_rows = 32;  // of one step
   int num_threads = 1;      // of the CPU back end
+  bool use_graphs = true;   // the GPU replays steps that only decode, captured when the model is made
 };
 
 class LanguageModel {
@@ -68,6 +72,14 @@ class LanguageModel {
 
   /// Waits for the oldest launched step; what its draws chose, in their order, valid until the next call.
   virtual std::span<const Choice> collect();
+
+  /// Copies blocks of the cache to host memory (device -> host ids), and back (host -> device ids), in the order of the
+  /// launches: behind the steps launched before, in front of those after.
+  virtual void swap_out(std::span<const pagedkv::BlockPair> blocks);
+  virtual void swap_in(std::span<const pagedkv::BlockPair> blocks);
+
+  /// Logit rows of one step, at most.
+  virtual int max_logit_rows() const { return std::numeric_limits<int>::max(); }
 
   /// Bytes of K and V that one token takes, all layers.
   virtual std::int64_t kv_bytes_per_token() const = 0;

@@ -1,39 +1,47 @@
-// Model: the Llama decoder (Touvron et al. 2023, arXiv:2302.13971) over any Backend, one step of a mixed batch at a
-// time.
+// Model: the decoder of Llama (Touvron et al. 2023, arXiv:2302.13971), Mistral and Qwen over any Backend, one step of a
+// mixed batch at a time.
 #pragma once
 
 #include <cstdint>
+#include <numeric>
+#include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/backend.hpp"
+#include "engine/files/model_config.hpp"
+#include "engine/files/safetensors.hpp"
 #include "engine/language_model.hpp"
-#include "engine/model_config.hpp"
-#include "engine/safetensors.hpp"
 
 namespace engine {
 
 template <Backend B>
 class Model final : public LanguageModel {
  public:
-  /// Reads and packs all weights. Throws BadInput where a tensor is missing or has another shape.
+  /// Reads and packs all weights. Throws BadInput where a tensor is missing, has another shape or would be left over.
   Model(const ModelConfig& config, const Checkpoint& checkpoint, const ModelOptions& options)
-      : config_(config), backend_(config, options) {
+      : config_(config), max_logit_rows_(options.max_logit_rows), backend_(config, options) {
+    std::set<std::string> used;
     const auto load = [&](const std::string& name, std::vector<std::int64_t> shape) {
+      used.insert(name);
       return to_float(checkpoint.require_tensor(name, shape), name);
     };
     const auto norm = [&](const std::string& name) { return backend_.vector(load(name, {config.hidden})); };
     // Matrices that multiply the same input become one, their rows stacked.
+    const auto append = [](std::vector<float>& values, const std::vector<float>& more) {
+      values.insert(values.end(), more.begin(), more.end());
+    };
     const auto matrix = [&](const std::vector<std::string>& names, const std::vector<int>& heights, int width) {
       std::vector<float> values;
-      int height = 0;
-      for (std::size_t i = 0; i < names.size(); ++i) {
-        const std::vector<float> part = load(names[i] + ".weight", {heights[i], width});
-        values.insert(values.end(), part.begin(), part.end());
-        height += heights[i];
-      }
-      return backend_.matrix(values, height, width);
+      for (std::size_t i = 0; i < names.size(); ++i) append(values, load(names[i] + ".weight", {heights[i], width}));
+      return backend_.matrix(values, std::accumulate(heights.begin(), heights.end(), 0), width);
+    };
+    const auto bias = [&](const std::vector<std::string>& names, const std::vector<int>& heights) {
+      std::vector<float> values;
+      for (std::size_t i = 0; i < names.size(); ++i) append(values, load(names[i] + ".bias", {heights[i]}));
+      return backend_.vector(values);
     };
 
     const int q_width = config.q_heads * config.head_dim, kv_width = config.kv_heads * config.head_dim;
@@ -43,16 +51,24 @@ class Model final : public LanguageModel {
     for (int i = 0; i < config.num_layers; ++i) {
       const std::string at = "model.layers." + std::to_string(i) + ".", attention = at + "self_attn.",
                         mlp = at + "mlp.";
+      const std::vector<std::string> qkv{attention + "q_proj", attention + "k_proj", attention + "v_proj"};
+      const std::vector<int> qkv_widths{q_width, kv_width, kv_width};
+      HeadParams<typename B::Vector> heads;
+      if (config.attention_bias) heads.bias = bias(qkv, qkv_widths);
+      if (config.qk_norm) {
+        heads.q_norm = backend_.vector(load(attention + "q_norm.weight", {config.head_dim}));
+        heads.k_norm = backend_.vector(load(attention + "k_norm.weight", {config.head_dim}));
+      }
       layers_.push_back({.attention_norm = norm(at + "input_layernorm.weight"),
-                         .qkv = matrix({attention + "q_proj", attention + "k_proj", attention + "v_proj"},
-                                       {q_width, kv_width, kv_width}, config.hidden),
-                         .heads = {},
+                         .qkv = matrix(qkv, qkv_widths, config.hidden),
+                         .heads = std::move(heads),
                          .attention_out = matrix({attention + "o_proj"}, {config.hidden}, q_width),
                          .mlp_norm = norm(at + "post_attention_layernorm.weight"),
                          .gate_up = matrix({mlp + "gate_proj", mlp + "up_proj"},
                                            {config.intermediate, config.intermediate}, config.hidden),
                          .down = matrix({mlp + "down_proj"}, {config.hidden}, config.intermediate)});
     }
+    checkpoint.refuse_others(used);
     x_ = backend_.residual(options.max_rows, config.hidden);
     y_ = backend_.rows(options.max_rows, config.hidden);
     qkv_ = backend_.rows(options.max_rows, q_width + 2 * kv_width);
@@ -69,14 +85,21 @@ class Model final : public LanguageModel {
   /// + 1, the logit rows behind the final norm.
   template <class Probe>
   std::span<const float> forward(const Batch& batch, Probe&& probe) {
-    const int rows = batch.num_rows(), heads = config_.q_heads;
+    compute(backend_.begin(batch), probe);
+    return backend_.host_logits();
+  }
+
+  /// What lies between the back end's begin() and the logits in its memory: the same operations for every step of as
+  /// many rows.
+  template <class Probe>
+  void compute(const StepRows& step, Probe&& probe) {
+    const int rows = step.rows, heads = config_.q_heads;
     const Residual<B> x = first(x_, rows);
     const Rows<B> y = first(y_, rows), qkv = first(qkv_, rows), attended = first(attended_, rows);
     const Rows<B> gate_up = first(gate_up_, rows);
     const Heads<B> q = heads_of(qkv, 0, heads);
     const Rows<B> gate = columns(gate_up, 0), up = columns(gate_up, config_.intermediate);
 
-    backend_.begin(batch);
     backend_.embed(embedding_, x);
     for (int i = 0; i < config_.num_layers; ++i) {
       const Layer& layer = layers_[static_cast<std::size_t>(i)];
@@ -97,20 +120,34 @@ class Model final : public LanguageModel {
     }
     backend_.add(x, y);
     probe(config_.num_layers, x);
-    const int num_logit_rows = static_cast<int>(batch.logit_rows.size());
-    const Residual<B> last = first(last_, num_logit_rows);
-    const Rows<B> normed = first(y_, num_logit_rows);
+    const Residual<B> last = first(last_, step.logit_rows);
+    const Rows<B> normed = first(y_, step.logit_rows);
     backend_.gather(x, last);
     backend_.rms_norm(last, final_norm_, normed);
     probe(config_.num_layers + 1, normed);
-    return backend_.logits(normed, config_.tie_embeddings ? embedding_ : head_);
+    backend_.logits(normed, config_.tie_embeddings ? embedding_ : head_);
   }
+
+  void swap_out(std::span<const pagedkv::BlockPair> blocks) override {
+    if constexpr (requires { backend_.swap_out(blocks); })
+      backend_.swap_out(blocks);
+    else
+      LanguageModel::swap_out(blocks);
+  }
+  void swap_in(std::span<const pagedkv::BlockPair> blocks) override {
+    if constexpr (requires { backend_.swap_in(blocks); })
+      backend_.swap_in(blocks);
+    else
+      LanguageModel::swap_in(blocks);
+  }
+  int max_logit_rows() const override { return max_logit_rows_; }
 
   std::int64_t kv_bytes_per_token() const override {
     return std::int64_t{2} * config_.num_layers * config_.kv_heads * config_.head_dim *
            static_cast<std::int64_t>(sizeof(typename B::Element));
   }
   std::string device() const override { return backend_.device(); }
+  B& backend() { return backend_; }
 
  private:
   struct Layer {
@@ -141,6 +178,7 @@ class Model final : public LanguageModel {
   }
 
   ModelConfig config_;
+  int max_logit_rows_;
   B backend_;
   typename B::Matrix embedding_, head_;  // the head stays empty where it is the embedding
   typename B::Vector final_norm_;

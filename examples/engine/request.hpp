@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/beam.hpp"
+#include "engine/drafts.hpp"
 #include "engine/sampling.hpp"
 #include "pagedkv/cache/block_allocator.hpp"
 #include "pagedkv/cache/sequence.hpp"
@@ -25,6 +26,7 @@ struct Branch {
   double sum_logprob = 0;            // of the generated tokens, under the model's own distribution
   double score = 0;                  // what beams are ordered by
   Finish finish = Finish::none;
+  int num_published = 0;  // full blocks that the prefix cache was offered
 
   int num_lacking() const { return static_cast<int>(tokens.size()) - kv.size(); }
 
@@ -36,22 +38,30 @@ struct Branch {
   }
 };
 
-/// waiting -> trunk -> (tails ->) decode -> finished, and back to waiting when preempted.
+/// waiting -> trunk -> (tails ->) decode -> finished, and back to waiting when preempted; who was swapped out goes on
+/// in the state that it was torn from.
 ///   trunk   the first branch computes what all of them share: the prompt, or after a preemption the longest prefix
 ///   tails   each branch, forked from the trunk, recomputes what it alone had generated, up to its last token
 ///   decode  every branch lacks exactly its last token: one row each a step
 enum class State { waiting, trunk, tails, decode, finished };
 
 struct Request {
-  int id = 0;  // in order of arrival
+  int id = 0;        // in order of arrival
+  int priority = 0;  // lower: sooner
   int prompt_len = 0;
   SamplingParams params;
+  std::vector<std::int32_t> end_ids;  // tokens that end its texts
+  std::uint64_t cache_salt = 0;       // of the prefixes that it may share
   State state = State::waiting;
   std::vector<Branch> branches;  // one until the prompt is computed; sorted best first when a beam search is over
   std::optional<BeamSearch> beam;
   int trunk_len = 0;   // tokens that the first unfinished branch computes for all
   int num_cached = 0;  // prompt tokens found in the prefix cache at the first admission
   int num_preempted = 0;
+  State interrupted = State::waiting;  // while it waits with its K and V in host memory: what it was doing
+  std::optional<NgramDrafter> drafter;
+  std::vector<std::int32_t> drafts;       // guesses behind the last token, in the step that is being launched
+  std::vector<TokenScore> prompt_scores;  // with params.prompt_logprobs: of the prompt's tokens from the second on
 
   Branch& leader() {
     return *std::find_if(branches.begin(), branches.end(), [](const Branch& b) { return b.finish == Finish::none; });
@@ -67,7 +77,19 @@ struct Request {
   }
 
   /// Rows that the request may take in one decode step, now or after its prompt.
-  int num_rows() const { return branches.size() == 1 && state != State::decode ? params.width() : num_unfinished(); }
+  int num_rows() const {
+    return beam || (branches.size() == 1 && state != State::decode) ? params.width() : num_unfinished();
+  }
+
+  /// One text, and nothing to look at but a row of logits: its next tokens can be guessed and verified.
+  bool can_draft() const { return state == State::decode && params.width() == 1 && !params.needs_logits(); }
+
+  /// Rows of the prompt from prompt_scores.size() on must yield logits, too.
+  bool lacks_scores() const { return params.prompt_logprobs && std::ssize(prompt_scores) < prompt_len - 1; }
+
+  int num_left(const Branch& branch) const {  // to generate
+    return prompt_len + params.max_tokens - static_cast<int>(branch.tokens.size());
+  }
 
   /// How many tokens of `branch` shall be in the cache before the request changes its state.
   int goal(const Branch& branch) {
@@ -94,11 +116,28 @@ struct Request {
     state = State::trunk;
   }
 
+  /// From trunk to tails.
+  void fork_tails() {
+    const Branch& trunk = leader();
+    for (Branch& branch : branches)
+      if (branch.finish == Finish::none && &branch != &trunk) {
+        branch.kv = trunk.kv.fork();
+        branch.num_published = trunk.num_published;
+      }
+    state = State::tails;
+  }
+
   /// Gives every block back. The tokens stay: to be recomputed.
-  void preempt(pagedkv::BlockAllocator& blocks) {
-    for (Branch& branch : branches) branch.kv = pagedkv::Sequence{blocks};
-    state = State::waiting;
-    ++num_preempted;
+  void drop_blocks(pagedkv::BlockAllocator& blocks) {
+    for (Branch& branch : branches) {
+      branch.kv = pagedkv::Sequence{blocks};
+      branch.num_published = 0;
+    }
+  }
+
+  /// The order of service.
+  static bool is_sooner(const Request* a, const Request* b) {
+    return a->priority != b->priority ? a->priority < b->priority : a->id < b->id;
   }
 
   /// Blocks that the request can come to own while it runs: all branches share the prompt's full blocks.

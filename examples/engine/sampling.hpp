@@ -1,6 +1,7 @@
 // SamplingParams: how many tokens a user wants behind a prompt, and how each is chosen.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -10,11 +11,23 @@
 
 namespace engine {
 
+/// A token and the logarithm of its probability under the model's own distribution, before any of the parameters.
+struct TokenLogprob {
+  std::int32_t token;
+  float logprob;
+};
+
+/// What the model thought of a token, and which ones it thought likeliest: descending, ties to the lower id.
+struct TokenScore {
+  TokenLogprob own;
+  std::vector<TokenLogprob> top;
+};
+
 struct SamplingParams {
   int max_tokens = 128;          // at most; the position limit may end a text earlier
   int min_tokens = 0;            // so many come before a token that ends the text may
   int n = 1;                     // parallel samples of one prompt
-  int beam_width = 0;            // 0: sample; else beam search, which ignores every field below but the stop ids
+  int beam_width = 0;            // 0: sample; else beam search, which draws nothing
   float temperature = 0;         // 0: greedy
   int top_k = 0;                 // keep the k likeliest tokens; 0: all
   float top_p = 1;               // keep the smallest set of the likeliest tokens that holds this probability; 1: all
@@ -25,18 +38,22 @@ struct SamplingParams {
   std::vector<std::pair<std::int32_t, float>> logit_bias = {};  // (token, added to its logit)
   std::uint64_t seed = 0;  // equal seeds give equal texts, whatever else runs in the batch
 
-  bool ignore_eos = false;              // the model's own end tokens are tokens like any other
-  std::vector<std::int32_t> stop_ids = {}; // end a text as the model's own end tokens do
-  int top_logprobs = -1;                // this many of the likeliest tokens are told beside each token; -1: not even its own
-  bool prompt_logprobs = false;         // the prompt's tokens are scored, too; needs top_logprobs >= 0
+  bool ignore_eos = false;                  // the model's own end tokens are tokens like any other
+  std::vector<std::int32_t> stop_ids = {};  // end a text as the model's own end tokens do
+  int top_logprobs = -1;                    // so many of the likeliest tokens are told beside each token; below 1: none
+  bool prompt_logprobs = false;             // the prompt's tokens are scored, too
 
   int width() const { return beam_width > 0 ? beam_width : n; }
 
-  /// Does choosing look at more than one row of logits and these numbers? Then the host chooses, else the model may.
-  bool needs_logits() const {
-    return beam_width > 0 || min_tokens > 0 || repetition_penalty != 1 || presence_penalty != 0 ||
-           frequency_penalty != 0 || !logit_bias.empty() || top_logprobs >= 0;
+  /// Is a row of logits changed before a token is chosen from it?
+  bool changes_logits() const {
+    return min_tokens > 0 || repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0 ||
+           !logit_bias.empty();
   }
+
+  /// Does choosing, or telling, look at more than one row of logits and these numbers? Then the host chooses, else the
+  /// model may.
+  bool needs_logits() const { return beam_width > 0 || changes_logits() || top_logprobs > 0 || prompt_logprobs; }
 
   /// Throws BadInput, naming the field.
   void validate() const {
@@ -53,6 +70,14 @@ struct SamplingParams {
     check(min_p >= 0 && min_p <= 1, "min-p", "0 to 1", min_p);
     check(repetition_penalty > 0 && repetition_penalty <= 1e6f, "repetition-penalty", "above 0 and at most 1e6",
           repetition_penalty);
+    check(std::abs(presence_penalty) <= 1e6f, "presence-penalty", "-1e6 to 1e6", presence_penalty);
+    check(std::abs(frequency_penalty) <= 1e6f, "frequency-penalty", "-1e6 to 1e6", frequency_penalty);
+    for (const auto& [token, bias] : logit_bias) check(std::abs(bias) <= 1e6f, "logit-bias", "-1e6 to 1e6", bias);
+    check(min_tokens >= 0, "min-tokens", "at least 0", min_tokens);
+    check(min_tokens <= max_tokens, "min-tokens", "at most max-tokens", min_tokens);
+    check(top_logprobs >= -1 && top_logprobs <= 1000, "top-logprobs", "-1 to 1000", top_logprobs);
+    check(beam_width == 0 || (!changes_logits() && top_logprobs <= 0 && !prompt_logprobs), "beam",
+          "0 with penalties, biases, min-tokens or logprobs", beam_width);
   }
 };
 

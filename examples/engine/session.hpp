@@ -1,46 +1,117 @@
-// Session: a model folder made ready to generate: config, tokenizer, weights on a back end, KV pool, engine.
+// Session: a model folder made ready to generate: config, weights on a back end, KV pool, engine, tokenizer.
 #pragma once
 
-#include <unistd.h>
-
-#include <algorithm>
-#include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
-#include <thread>
 #include <utility>
+#include <vector>
 
 #include "engine/bad_input.hpp"
 #include "engine/engine.hpp"
+#include "engine/files/model_config.hpp"
+#include "engine/files/safetensors.hpp"
+#include "engine/flags.hpp"
 #include "engine/language_model.hpp"
-#include "engine/model_config.hpp"
-#include "engine/options.hpp"
-#include "engine/safetensors.hpp"
-#include "engine/tokenizer.hpp"
+#include "engine/machine.hpp"
+#include "engine/memory_plan.hpp"
+#include "engine/step_meter.hpp"
+#include "engine/text/tokenizer.hpp"
 
 namespace engine {
 
-class Session {
+/// Token ids in, token ids out: all of a session but the tokenizer.
+class LoadedModel {
  public:
   /// Throws BadInput where the folder cannot be used, or the pool does not fit the machine. `default_block_size` counts
-  /// where the options leave it open.
-  explicit Session(const Options& options, int default_block_size = 16)
-      : config_(ModelConfig::load(options.model)),
-        tokenizer_(Tokenizer::load(options.model)),
-        engine_options_(engine_options(config_, options, options.block_size.value_or(default_block_size))),
-        model_(make_model(config_, options, engine_options_)),
-        engine_(config_, *model_, engine_options_) {
-    if (tokenizer_.vocab_size() > config_.vocab)
-      throw BadInput("tokenizer.json: tokens", "at most the model's " + std::to_string(config_.vocab),
+  /// where the flags leave it open; `on_launch` sees each batch.
+  explicit LoadedModel(const EngineFlags& flags, int default_block_size = 16,
+                       std::function<void(const Batch&)> on_launch = {})
+      : config_(ModelConfig::load(flags.model)),
+        plan_(plan_for(config_, flags, default_block_size)),
+        model_(make_model(limited(config_, plan_), flags, plan_)),
+        engine_(config_, *model_, observed(engine_options(plan_, flags), std::move(on_launch))) {}
+
+  /// Its max_positions are those of the memory plan.
+  const ModelConfig& config() const { return config_; }
+  const MemoryPlan& plan() const { return plan_; }
+  const LanguageModel& model() const { return *model_; }
+  Engine& engine() { return engine_; }
+
+ private:
+  static MemoryPlan plan_for(const ModelConfig& config, const EngineFlags& flags, int default_block_size) {
+#if defined(PAGEDKV_ENGINE_CUDA)
+    if (flags.backend != BackendKind::cpu) {
+      if (const auto memory = gpu_memory())
+        return plan_memory(config, flags, *memory, cuda_model_memory, default_block_size);
+      if (flags.backend == BackendKind::cuda) throw BadInput("backend", "cpu (no usable GPU here)", "cuda");
+    }
+#else
+    if (flags.backend == BackendKind::cuda)
+      throw BadInput("backend", "cpu (this program was built without CUDA)", "cuda");
+#endif
+    return plan_memory(config, flags, host_memory(), cpu_model_memory, default_block_size);
+  }
+
+  static ModelConfig& limited(ModelConfig& config, const MemoryPlan& plan) {
+    config.max_positions = plan.max_model_len;
+    return config;
+  }
+
+  static EngineOptions observed(EngineOptions options, std::function<void(const Batch&)> on_launch) {
+    options.on_launch = std::move(on_launch);
+    return options;
+  }
+
+  static std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, const EngineFlags& flags,
+                                                   const MemoryPlan& plan) {
+    const Checkpoint checkpoint = Checkpoint::open(flags.model);
+#if defined(PAGEDKV_ENGINE_CUDA)
+    if (plan.machine.is_gpu) {
+      auto model = make_cuda_model(config, checkpoint, plan.sizes);
+      pagedkv::require(model != nullptr, "make_cuda_model", "a model, as there is a usable GPU", "none");
+      return model;
+    }
+#endif
+    return make_cpu_model(config, checkpoint, plan.sizes);
+  }
+
+  ModelConfig config_;
+  MemoryPlan plan_;
+  std::unique_ptr<LanguageModel> model_;
+  Engine engine_;
+};
+
+/// For LoadedModel's `on_launch`, once the model is loaded: what its steps read and compute.
+inline StepMeter step_meter(const LoadedModel& loaded, const EngineFlags& flags) {
+  return StepMeter(loaded.plan().sizes.block_size, loaded.config().sliding_window,
+                   engine_options(loaded.plan(), flags).run_ahead ? 1 : 0);
+}
+
+/// Bytes per second that the machine reads at best where the model's steps read theirs. Measures it.
+inline double machine_read_speed(const MemoryPlan& plan) {
+#if defined(PAGEDKV_ENGINE_CUDA)
+  if (plan.machine.is_gpu) return gpu_read_speed();
+#endif
+  return host_read_speed(plan.sizes.num_threads);
+}
+
+class Session : public LoadedModel {
+ public:
+  /// Throws like LoadedModel, and where the tokenizer cannot be used.
+  explicit Session(const EngineFlags& flags, int default_block_size = 16,
+                   std::function<void(const Batch&)> on_launch = {})
+      : LoadedModel(flags, default_block_size, std::move(on_launch)), tokenizer_(Tokenizer::load(flags.model)) {
+    if (tokenizer_.vocab_size() > config().vocab)
+      throw BadInput("tokenizer.json: tokens", "at most the model's " + std::to_string(config().vocab),
                      std::to_string(tokenizer_.vocab_size()));
   }
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
-  const LanguageModel& model() const { return *model_; }
-  Engine& engine() { return engine_; }
 
   int submit(const std::string& prompt, const SamplingParams& params) {
-    return engine_.submit(tokenizer_.encode(prompt), params);
+    return engine().submit(tokenizer_.encode(prompt), params);
   }
 
   /// What was generated, without the prompt.
@@ -49,54 +120,7 @@ class Session {
   }
 
  private:
-  static EngineOptions engine_options(const ModelConfig& config, const Options& options, int block_size) {
-    const int max_seqs = std::min(std::max(32, options.sampling.width()), options.max_batched_tokens);
-    const std::int64_t block_bytes = std::int64_t{2} * config.num_layers * config.kv_heads * config.head_dim *
-                                     block_size * static_cast<std::int64_t>(sizeof(float));
-    const std::int64_t memory = std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-    std::int64_t num_blocks = options.num_blocks;
-    if (num_blocks == 0)  // four sequences of full length, but no more than a quarter of the memory
-      num_blocks = std::clamp(4 * std::int64_t{Engine::max_blocks_per_seq(config, block_size)}, std::int64_t{1},
-                              std::max(std::int64_t{1}, memory / 4 / block_bytes));
-    if (num_blocks > memory / block_bytes)
-      throw BadInput("kv-blocks", "at most " + std::to_string(memory / block_bytes) + " (this machine's memory)",
-                     std::to_string(num_blocks));
-    return {.num_blocks = static_cast<int>(num_blocks),
-            .block_size = block_size,
-            .prefix_cache = options.prefix_cache,
-            .scheduler = {.max_batched_tokens = options.max_batched_tokens,
-                          .max_seqs = max_seqs,
-                          .watermark = static_cast<int>(num_blocks / 100)}};
-  }
-
-  static std::unique_ptr<LanguageModel> make_model(const ModelConfig& config, const Options& options,
-                                                   const EngineOptions& engine) {
-    const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-    const ModelOptions sizes{.num_blocks = engine.num_blocks,
-                             .block_size = engine.block_size,
-                             .max_rows = engine.scheduler.max_batched_tokens,
-                             .max_seqs = engine.scheduler.max_seqs,
-                             .max_blocks_per_seq = Engine::max_blocks_per_seq(config, engine.block_size),
-                             .max_logit_rows = engine.scheduler.max_seqs,
-                             .num_threads = options.num_threads > 0 ? options.num_threads : static_cast<int>(cores)};
-    const Checkpoint checkpoint = Checkpoint::open(options.model);
-#if defined(PAGEDKV_ENGINE_CUDA)
-    if (options.backend != BackendKind::cpu) {
-      if (auto model = make_cuda_model(config, checkpoint, sizes)) return model;
-      if (options.backend == BackendKind::cuda) throw BadInput("backend", "cpu (no usable GPU here)", "cuda");
-    }
-#else
-    if (options.backend == BackendKind::cuda)
-      throw BadInput("backend", "cpu (this program was built without CUDA)", "cuda");
-#endif
-    return make_cpu_model(config, checkpoint, sizes);
-  }
-
-  ModelConfig config_;
   Tokenizer tokenizer_;
-  EngineOptions engine_options_;
-  std::unique_ptr<LanguageModel> model_;
-  Engine engine_;
 };
 
 }  // namespace engine

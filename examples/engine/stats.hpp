@@ -4,7 +4,6 @@
 #include <cinttypes>
 #include <cstdint>
 #include <cstdio>
-#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 
@@ -20,7 +19,10 @@ struct EngineStats {
   std::int64_t generated_tokens = 0;
   std::int64_t block_copies = 0;  // by copy-on-write
   std::int64_t num_preemptions = 0;
-  double seconds = 0;  // inside Engine::step
+  std::int64_t num_swaps = 0;        // preemptions that kept K and V in host memory
+  std::int64_t drafted_tokens = 0;   // guesses that were verified
+  std::int64_t accepted_drafts = 0;  // of those, right ones
+  double seconds = 0;                // inside Engine::step
 
   // At the step in which the running sequences held the most tokens.
   int peak_seqs = 0;
@@ -75,7 +77,8 @@ struct EngineStats {
     };
     return line("generated", "%" PRId64 " tokens in %.2f s: %.0f tokens/s", generated_tokens, seconds,
                 tokens_per_second()) +
-           line("scheduled", "%" PRId64 " steps, %" PRId64 " preemptions", num_steps, num_preemptions) +
+           line("scheduled", "%" PRId64 " steps, %" PRId64 " preemptions (%" PRId64 " by swap)", num_steps,
+                num_preemptions, num_swaps) +
            line("KV cache at its fullest", "%d sequences, %" PRId64 " tokens, blocks of %d", peak_seqs, peak_tokens,
                 block_size) +
            memory("  in use, paged", peak_blocks * block_size) + memory("  exact allocation", peak_tokens) +
@@ -83,24 +86,6 @@ struct EngineStats {
            line("blocks saved by sharing", "%.0f %% of all block table entries", 100 * saved_by_sharing()) +
            line("copies by copy-on-write", "%" PRId64 " blocks", block_copies) +
            line("prefix-cache hits", "%" PRId64 " of %" PRId64 " prompt tokens", cached_tokens, prompt_tokens);
-  }
-
-  nlohmann::ordered_json json() const {
-    return {{"steps", num_steps},
-            {"seconds", seconds},
-            {"prompt_tokens", prompt_tokens},
-            {"cached_tokens", cached_tokens},
-            {"generated_tokens", generated_tokens},
-            {"tokens_per_second", tokens_per_second()},
-            {"preemptions", num_preemptions},
-            {"block_copies", block_copies},
-            {"block_size", block_size},
-            {"num_blocks", num_blocks},
-            {"peak_sequences", peak_seqs},
-            {"peak_blocks", peak_blocks},
-            {"peak_tokens", peak_tokens},
-            {"peak_tokens_contiguous", contiguous_tokens()},
-            {"blocks_saved_by_sharing", saved_by_sharing()}};
   }
 };
 

@@ -125,6 +125,52 @@ TEST_CASE("a prompt in one piece and its last queries alone get the same bits, f
   }
 }
 
+TEST_CASE("few rows, which take values as they are stored, and many, which convert them first, get the same bits") {
+  const ProblemShape shape{.seed = 12,
+                           .q_len = {60},
+                           .kv_len = {150},
+                           .kv_heads = 2,
+                           .group_size = 3,
+                           .head_dim = 40,     // not a multiple of any vector
+                           .head_dim_v = 128,  // a multiple of all of them
+                           .block_size = 16};
+  const auto check = [&](auto zero) {
+    using T = decltype(zero);
+    GeneratedProblem<T, T, float> generated(shape);
+    const auto bits_for = [&](int query_tile) {
+      generated.clear_outputs();
+      cpu::attend(generated.problem(), rule, cpu::InlineExecutor{}, {.query_tile = query_tile});
+      return generated.out;
+    };
+    const std::vector<float> many = bits_for(60);
+    CHECK(mismatch(generated, expected_of(generated, rule), out_tolerance<float>()) == "");
+    for (const int query_tile : {1, 2, 4, 16}) CHECK(same_bits(bits_for(query_tile), many));
+  };
+  check(0.f);
+  check(bf16{});
+  check(f16{});
+}
+
+TEST_CASE("few rows look up no block that a window has dropped, and get NaN from one that they see") {
+  const ProblemShape shape{.seed = 13,
+                           .q_len = {2},
+                           .kv_len = {150},
+                           .kv_heads = 1,
+                           .group_size = 4,
+                           .head_dim = 64,
+                           .head_dim_v = 128,
+                           .block_size = 16};
+  GeneratedProblem<bf16, bf16, float> generated(shape);
+  const SlidingWindow window{.window = 40, .sink_tokens = 5};
+  const Expected expected = expected_of(generated, window);
+  for (std::size_t block = 1; block < 6; ++block) generated.block_ids[block] = to_index(BlockId::none);
+  cpu::attend(generated.problem(), window);
+  CHECK(mismatch(generated, expected, out_tolerance<float>()) == "");
+  cpu::attend(generated.problem(), Causal{});
+  CHECK(std::isnan(generated.problem().lse(0, 0)));
+  CHECK(std::isnan(generated.problem().out(1, 3, 127)));
+}
+
 TEST_CASE("split and unsplit results are close") {
   for (std::uint64_t seed = 1; seed <= 20; ++seed) {
     GeneratedProblem<float> generated(long_shape(seed));

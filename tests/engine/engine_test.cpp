@@ -133,6 +133,25 @@ TEST_CASE("a preempted beam search finds the same beams") {
   }
 }
 
+TEST_CASE("what a request has generated is found by others while it runs") {
+  for (const bool run_ahead : {false, true})
+    for (const int max_drafts : {0, 3}) {
+      FakeEngine engine({.num_blocks = 64,
+                         .block_size = 4,
+                         .run_ahead = run_ahead,
+                         .drafts = {.max_drafts = max_drafts, .min_ngram = 1, .max_ngram = 3}});
+      engine.model.habit = 6;
+      const int id = engine->submit(prompt_of(5), {.max_tokens = 60});
+      while (engine->request(id).branches[0].known_tokens().size() < 31) engine->step();
+      const auto known = engine->request(id).branches[0].known_tokens();
+      const int other = engine->submit({known.begin(), known.begin() + 31}, {.max_tokens = 1});
+      while (!engine.is_running(other)) engine->step();
+      CHECK(engine->request(id).state == State::decode);
+      CHECK(engine->request(other).num_cached == 28);
+      engine->run();
+    }
+}
+
 TEST_CASE("every token is an event, in order, and the last one carries the finish") {
   FakeEngine engine({.num_blocks = 64, .block_size = 4}, true);
   std::map<int, Tokens> seen;

@@ -27,7 +27,7 @@ std::vector<float> random_floats(std::size_t count, unsigned seed) {
 TEST_CASE("products agree with a sum in double for every remainder of rows, panels and columns") {
   for (const int rows : {1, 2, 3, 4, 5, 7, 16, 33})
     for (const int outputs : {1, 2, 31, 32, 33, 70})
-      for (const int cols : {1, 2, 17, 64}) {
+      for (const int cols : {1, 2, 17, 64, 1025}) {
         const auto x = random_floats(static_cast<std::size_t>(rows * (cols + 3)), 1);  // a row is part of a wider one
         const auto w = random_floats(static_cast<std::size_t>(outputs * cols), 2);
         std::vector<float> out(static_cast<std::size_t>(rows * (outputs + 2)), -9);
@@ -63,6 +63,27 @@ TEST_CASE("a row's bits are the same alone, in any batch and with any number of 
            pagedkv::cpu::InlineExecutor{});
     CHECK(alone == std::vector<float>(together.begin() + r * outputs, together.begin() + (r + 1) * outputs));
   }
+}
+
+TEST_CASE("weights in bf16 give the bits of their values in float, row by row and together") {
+  constexpr int rows = 8, outputs = 100, cols = 1030;  // k in three pieces, the last panel not full
+  const auto x = random_floats(rows * cols, 6);
+  std::vector<float> values = random_floats(outputs * cols, 7);
+  const PackedWeights<pagedkv::bf16> half(values, outputs, cols);
+  for (float& value : values) value = pagedkv::to_float(pagedkv::from_float<pagedkv::bf16>(value));
+  const PackedMatrix whole(values, outputs, cols);
+  std::vector<float> expected(rows * outputs), got(rows * outputs), row(cols);
+  matmul(dense_view(x.data(), {rows, cols}), whole, dense_view(expected.data(), {rows, outputs}),
+         pagedkv::cpu::InlineExecutor{});
+  matmul(dense_view(x.data(), {rows, cols}), half, dense_view(got.data(), {rows, outputs}),
+         pagedkv::cpu::InlineExecutor{});
+  CHECK(got == expected);
+  for (int r = 0; r < rows; ++r)
+    matmul(dense_view(x.data() + r * cols, {1, cols}), half, dense_view(got.data() + r * outputs, {1, outputs}),
+           pagedkv::cpu::InlineExecutor{});
+  CHECK(got == expected);
+  half.copy_row(99, row.data());
+  CHECK(row == std::vector<float>(values.end() - cols, values.end()));
 }
 
 TEST_CASE("a packed matrix gives its rows back, and shapes that disagree are refused") {

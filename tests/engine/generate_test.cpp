@@ -67,7 +67,8 @@ TEST_CASE("without arguments it shows greedy search, four samples, beam search a
   CHECK(outcome.exit_code == 0);
   CHECK(outcome.err == "");
   for (const std::string part :
-       {"austen-5m on CPU", "a single man in possession of a good fortune, must be in want of a wife.",
+       {"austen-5m on CPU", "weights                               19.0 MiB", "2048 blocks of 4, 8192 tokens",
+        "4.0 sequences of 2048 tokens", "a single man in possession of a good fortune, must be in want of a wife.",
         "Elizabeth walked slowly towards the house,", "\n  4. ", "tokens/s", "contiguous", "exact", "saved by sharing",
         "copy-on-write", "prefix-cache hits               8 of"}) {
     CAPTURE(part);
@@ -84,7 +85,7 @@ TEST_CASE("one prompt streams behind its own text; a second run gives the same b
   CHECK(outcome.out == generate({"--prompt", demo_prompt, "--max-tokens", "15", "--backend", "cpu"}).out);
 }
 
-TEST_CASE("several prompts, from flags and a file, come in order; --stats adds the table") {
+TEST_CASE("several prompts, from flags and a file, come in order; --stats adds the memory plan and the tables") {
   const TempFolder folder;
   folder.write("prompts", "Elizabeth\r\n\nThe next morning\n");
   const Outcome outcome =
@@ -94,7 +95,8 @@ TEST_CASE("several prompts, from flags and a file, come in order; --stats adds t
   CHECK(outcome.err == "");  // no bar: this is no terminal
   std::size_t position = 0;
   for (const std::string part :
-       {"Emma\n  1. ", demo_prompt.c_str(), "Elizabeth\n  1. ", "The next morning\n  1. ", "20 tokens in"}) {
+       {"KV pool", "Emma\n  1. ", demo_prompt.c_str(), "Elizabeth\n  1. ", "The next morning\n  1. ", "20 tokens in",
+        "MB, weights and K/V\n", " % of the memory's "}) {
     CAPTURE(part);
     position = outcome.out.find(part, position);
     REQUIRE(position != std::string::npos);
@@ -140,6 +142,45 @@ TEST_CASE("--json prints one object for each sequence, then the statistics") {
   }
   CHECK(lines[6]["stats"]["generated_tokens"] == 72);
   CHECK(lines[6]["stats"]["block_copies"].get<int>() > 0);
+  CHECK(lines[6]["memory"]["max_seqs"] == 32);
+  CHECK(!lines[6].contains("read_speed"));  // which takes time to measure
+}
+
+TEST_CASE("--stats measures what decode steps read: at least the weights, once a step") {
+  const auto lines = json_lines(generate({"--prompt", "Emma", "--max-tokens", "9", "--json", "--stats", "--backend",
+                                          "cpu", "--max-model-len", "64", "--max-seqs", "3"})
+                                    .out);
+  REQUIRE(lines.size() == 2);
+  const auto& read = lines[1]["read_speed"];
+  CHECK(read["decode_steps"] == 7);  // of nine: not the prompt's, nor the last one, whose end nobody sees
+  CHECK(read["decode_bytes"] > 7 * lines[1]["memory"]["weight_bytes"].get<double>());
+  CHECK(read["machine_bytes_per_second"] > 0);
+  CHECK(lines[1]["memory"]["max_model_len"] == 64);
+  CHECK(lines[1]["memory"]["max_seqs"] == 3);
+  CHECK(lines[1]["stats"]["num_blocks"] == 4 * 4);
+}
+
+TEST_CASE("swapping, drafts and a pool that is short change no text") {
+  const std::vector<std::string> base{"--prompt", demo_prompt,    "--prompt", "Elizabeth", "--max-tokens", "40",
+                                      "--json",   "--block-size", "4",        "--backend", "cpu"};
+  int num_preemptions = 0;
+  const auto texts = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), base.begin(), base.end());
+    std::vector<nlohmann::json> ids;
+    for (const auto& line : json_lines(generate(more).out)) {
+      if (line.contains("token_ids")) ids.push_back(line["token_ids"]);
+      if (line.contains("stats")) num_preemptions = line["stats"]["preemptions"];
+    }
+    return ids;
+  };
+  const auto expected = texts({});
+  REQUIRE(expected.size() == 2);
+  CHECK(texts({"--drafts", "3"}) == expected);
+  CHECK(num_preemptions == 0);
+  CHECK(texts({"--kv-blocks", "15"}) == expected);
+  CHECK(num_preemptions > 0);
+  CHECK(texts({"--kv-blocks", "15", "--preemption", "swap"}) == expected);
+  CHECK(num_preemptions > 0);
 }
 
 TEST_CASE("--json holds for the demonstration, too: nothing but objects") {
@@ -181,10 +222,35 @@ TEST_CASE("odd bytes arrive as whole characters, and a text that ends by itself 
 TEST_CASE("--help documents every flag") {
   const Outcome outcome = generate({"--help"});
   CHECK(outcome.exit_code == 0);
-  for (const std::string flag :
-       {"--model", "--prompt", "--prompts-file", "--n", "--beam", "--max-tokens", "--temperature", "--top-k", "--top-p",
-        "--min-p", "--repetition-penalty", "--seed", "--backend", "--block-size", "--kv-blocks", "--max-batched-tokens",
-        "--no-prefix-cache", "--stats", "--json"}) {
+  for (const std::string flag : {"--model",
+                                 "--prompt",
+                                 "--prompts-file",
+                                 "--n",
+                                 "--beam",
+                                 "--max-tokens",
+                                 "--temperature",
+                                 "--top-k",
+                                 "--top-p",
+                                 "--min-p",
+                                 "--repetition-penalty",
+                                 "--seed",
+                                 "--ignore-eos",
+                                 "--backend",
+                                 "--threads",
+                                 "--max-model-len",
+                                 "--block-size",
+                                 "--kv-blocks",
+                                 "--memory-fraction",
+                                 "--max-seqs",
+                                 "--max-batched-tokens",
+                                 "--preemption",
+                                 "--host-blocks",
+                                 "--drafts",
+                                 "--no-prefix-cache",
+                                 "--no-run-ahead",
+                                 "--no-graphs",
+                                 "--stats",
+                                 "--json"}) {
     CAPTURE(flag);
     CHECK(outcome.out.find(flag) != std::string::npos);
   }
@@ -217,6 +283,13 @@ TEST_CASE("bad flags and values are refused by name") {
   check_refused({"--kv-blocks", "2147483646"}, {"kv-blocks: at most", "2147483646 found"});
   check_refused({"--max-batched-tokens", "0"}, {"max-batched-tokens: 1 to 65536 expected, 0 found"});
   check_refused({"--threads", "-1"}, {"threads: 0 to 1024 expected, -1 found"});
+  check_refused({"--max-model-len", "1"}, {"max-model-len: 2 to", "1 found"});
+  check_refused({"--max-seqs", "0"}, {"max-seqs: 1 to 65536 expected, 0 found"});
+  check_refused({"--memory-fraction", "1.5"}, {"memory-fraction: 0.01 to 1 expected, 1.5 found"});
+  check_refused({"--memory-fraction", "nan"}, {"memory-fraction: 0.01 to 1 expected, nan found"});
+  check_refused({"--preemption", "drop"}, {"preemption: recompute or swap expected, \"drop\" found"});
+  check_refused({"--host-blocks", "-1"}, {"host-blocks: 0 to"});
+  check_refused({"--drafts", "65"}, {"drafts: 0 to 64 expected, 65 found"});
 }
 
 TEST_CASE("missing and damaged files are refused by name") {
@@ -261,6 +334,8 @@ TEST_CASE("prompts that can never be served are refused with both numbers") {
                 {"at most the pool's 4 expected, 8 found"});
   check_refused({"--prompt", demo_prompt, "--n", "600"},
                 {"continuations of one request: at most 512 expected, 600 found"});
+  check_refused({"--prompt", demo_prompt, "--max-model-len", "10"},
+                {"prompt tokens: fewer than the model's 10 positions expected"});
   check_refused({"--prompt", "broken \xff text"}, {"UTF-8"});
   check_refused({"--backend", "cuda", "--prompt", "Emma", "--model", "/nowhere"}, {"config.json"});
 }

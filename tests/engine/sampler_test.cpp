@@ -3,11 +3,13 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/philox.hpp"
@@ -24,7 +26,7 @@ std::map<std::int32_t, int> counts(const Logits& logits, SamplingParams params, 
   std::map<std::int32_t, int> count;
   Tokens history;
   for (int i = 0; i < num_draws; ++i) {
-    ++count[sampler.choose(logits, history, params, 0).token];
+    ++count[sampler.choose(logits, {history}, params, 0).token];
     history.push_back(0);
   }
   return count;
@@ -37,7 +39,7 @@ Logits logits_of(const std::vector<double>& probabilities) {
 }
 
 std::int32_t choose(const Logits& logits, const Tokens& history, const SamplingParams& params, int sample = 0) {
-  return Sampler{}.choose(logits, history, params, sample).token;
+  return Sampler{}.choose(logits, {history}, params, sample).token;
 }
 
 std::string refusal(const SamplingParams& params) {
@@ -80,7 +82,7 @@ TEST_CASE("temperature 0 takes the likeliest token, the lower id of equals, and 
   CHECK(choose({1, 3, 2}, {}, {}) == 1);
   CHECK(choose({1, 3, 3}, {}, {}) == 1);
   CHECK(choose({-5, -7, -5}, {}, {}) == 0);
-  const auto choice = Sampler{}.choose(logits_of({0.25, 0.75}), {}, {}, 0);
+  const auto choice = Sampler{}.choose(logits_of({0.25, 0.75}), Context{}, {}, 0);
   CHECK(choice.logprob == doctest::Approx(std::log(0.75)).epsilon(1e-6));
 }
 
@@ -132,12 +134,74 @@ TEST_CASE("the repetition penalty makes each token seen before less likely, once
   CHECK(choose({2, 3, 1}, {2}, {.repetition_penalty = 0.25f}) == 2);  // below 1 it favours repetition
 }
 
+TEST_CASE("frequency and presence penalties look at the text alone, and count") {
+  const auto choose_behind = [](const Tokens& tokens, int prompt_len, const SamplingParams& params) {
+    return Sampler{}.choose(Logits{2, 3, 2.5f}, {tokens, prompt_len}, params, 0).token;
+  };
+  CHECK(choose_behind({1, 1}, 2, {.presence_penalty = 1}) == 1);  // only the prompt has it
+  CHECK(choose_behind({0, 1}, 1, {.presence_penalty = 1}) == 2);
+  CHECK(choose_behind({0, 1, 1}, 1, {.presence_penalty = 0.4f}) == 1);  // once, however often it came
+  CHECK(choose_behind({0, 1, 1}, 1, {.frequency_penalty = 0.4f}) == 2);
+  CHECK(choose_behind({0, 1}, 1, {.frequency_penalty = 0.4f}) == 1);
+  CHECK(choose_behind({0, 0}, 1, {.presence_penalty = -2}) == 0);
+  // The repetition penalty looks at the prompt, too, and comes first: 3 / 1.5 - 0.4 < 2.5 / 1.5 < (3 - 0.4) / 1.5.
+  CHECK(choose_behind({0, 1, 2, 1}, 3, {.repetition_penalty = 1.5f, .presence_penalty = 0.4f}) == 2);
+  // Nothing is left over for the next call.
+  Sampler used;
+  const Tokens tokens{0, 1, 1};
+  for (int i = 0; i < 3; ++i)
+    CHECK(used.choose(Logits{2, 3, 2.5f}, {tokens, 1}, {.frequency_penalty = 0.4f}, 0).token == 2);
+}
+
+TEST_CASE("a bias is added before the penalties; logarithms are those of the model's own distribution") {
+  CHECK(choose({1, 3, 2}, {}, {.logit_bias = {{0, 2.5f}}}) == 0);
+  CHECK(choose({1, 3, 2}, {}, {.logit_bias = {{1, -1e6f}}}) == 2);
+  CHECK(choose({1, 3, 2}, {}, {.logit_bias = {{0, 1.f}, {0, 1.5f}}}) == 0);
+  // (1 + 3) / 2 < 3, but 1 / 2 + 3 would not be.
+  CHECK(choose({1, 3, 2}, {0}, {.repetition_penalty = 2, .logit_bias = {{0, 3.f}}}) == 1);
+  const Logits logits = logits_of({0.25, 0.75});
+  const Choice choice = Sampler{}.choose(logits, Context{}, {.logit_bias = {{0, 9.f}}}, 0);
+  CHECK(choice.token == 0);
+  CHECK(choice.logprob == doctest::Approx(std::log(0.25)).epsilon(1e-6));
+}
+
+TEST_CASE("no token that ends a text comes before min_tokens others, whatever its probability") {
+  const Tokens ends{1, 2}, prompt{0, 0}, text{0, 0, 0};
+  const SamplingParams params{.min_tokens = 1};
+  CHECK(Sampler{}.choose(Logits{1, 5, 9}, {prompt, 2, ends}, params, 0).token == 0);
+  CHECK(Sampler{}.choose(Logits{1, 5, 9}, {text, 2, ends}, params, 0).token == 2);
+  for (int position = 2; position < 200; ++position) {
+    const Tokens tokens(static_cast<std::size_t>(position));
+    const SamplingParams drawn{.max_tokens = 1000, .min_tokens = 500, .temperature = 1};
+    CHECK(Sampler{}.choose(Logits{1, 5, 9}, {tokens, 2, ends}, drawn, 0).token == 0);
+  }
+}
+
+TEST_CASE("a draw that sorts only what it looks at is the draw from the sorted distribution") {
+  Logits logits(3000);
+  for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>((i * 7919) % 3001) * 0.002f;
+  std::vector<std::pair<double, std::int32_t>> sorted;
+  double total = 0;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    sorted.emplace_back(-std::exp(static_cast<double>(logits[i])), static_cast<std::int32_t>(i));
+    total -= sorted.back().first;
+  }
+  std::sort(sorted.begin(), sorted.end());
+  Sampler sampler;
+  for (int position = 0; position < 500; ++position) {
+    double rest = total * uniform(5, 2, static_cast<std::uint32_t>(position));
+    std::size_t i = 0;
+    for (; rest + sorted[i].first >= 0; ++i) rest += sorted[i].first;
+    CHECK(sampler.choose(logits, {.temperature = 1, .seed = 5}, 2, position).token == sorted[i].second);
+  }
+}
+
 TEST_CASE("a choice depends on seed, sample and position, not on earlier calls") {
   const Logits flat(1000, 0.f);
   const SamplingParams params{.temperature = 1, .seed = 11};
   Sampler used;
-  for (int i = 0; i < 10; ++i) used.choose(flat, Tokens(static_cast<std::size_t>(i)), params, 3);
-  CHECK(used.choose(flat, Tokens{4, 4}, params, 1).token == choose(flat, {9, 9}, params, 1));
+  for (int i = 0; i < 10; ++i) used.choose(flat, params, 3, i);
+  CHECK(used.choose(flat, params, 1, 2).token == choose(flat, {9, 9}, params, 1));
   CHECK(choose(flat, {4, 4}, params, 1) != choose(flat, {4, 4}, params, 2));
   CHECK(choose(flat, {4, 4}, params, 1) != choose(flat, {4, 4, 4}, params, 1));
   CHECK(choose(flat, {4, 4}, {.temperature = 1, .seed = 12}, 1) != choose(flat, {4, 4}, params, 1));
@@ -173,4 +237,12 @@ TEST_CASE("parameters out of range are refused by name, with the range and the v
   CHECK(refusal({.top_p = 1.5f}).starts_with("top-p: above 0 and at most 1 expected, 1.5"));
   CHECK(refusal({.min_p = -1}).starts_with("min-p: 0 to 1 expected"));
   CHECK(refusal({.repetition_penalty = 0}).starts_with("repetition-penalty: above 0"));
+  CHECK(refusal({.presence_penalty = NAN}).starts_with("presence-penalty: -1e6 to 1e6 expected"));
+  CHECK(refusal({.frequency_penalty = INFINITY}).starts_with("frequency-penalty: -1e6 to 1e6 expected"));
+  CHECK(refusal({.logit_bias = {{3, 1.f}, {4, NAN}}}).starts_with("logit-bias: -1e6 to 1e6 expected"));
+  CHECK(refusal({.min_tokens = -1}) == "min-tokens: at least 0 expected, -1 found");
+  CHECK(refusal({.max_tokens = 4, .min_tokens = 5}) == "min-tokens: at most max-tokens expected, 5 found");
+  CHECK(refusal({.top_logprobs = 1001}) == "top-logprobs: -1 to 1000 expected, 1001 found");
+  CHECK(refusal({.beam_width = 2, .presence_penalty = 1}).starts_with("beam: 0 with penalties"));
+  CHECK(refusal({.beam_width = 2, .top_logprobs = 1}).starts_with("beam: 0 with penalties"));
 }

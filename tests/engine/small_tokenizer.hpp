@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "engine/bpe.hpp"
 #include "engine/temp_folder.hpp"
-#include "engine/tokenizer.hpp"
+#include "engine/text/bpe.hpp"
+#include "engine/text/tokenizer.hpp"
 
 namespace engine_test {
 

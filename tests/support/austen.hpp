@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "engine/engine.hpp"
+#include "engine/files/model_config.hpp"
+#include "engine/files/safetensors.hpp"
 #include "engine/language_model.hpp"
-#include "engine/model_config.hpp"
-#include "engine/safetensors.hpp"
 
 namespace pagedkv_test {
 
@@ -41,11 +41,12 @@ inline const engine::Checkpoint& austen_weights() {
 
 inline engine::ModelOptions model_options(const engine::EngineOptions& options) {
   return {.num_blocks = options.num_blocks,
+          .num_host_blocks = options.num_host_blocks,
           .block_size = options.block_size,
           .max_rows = options.scheduler.max_batched_tokens,
           .max_seqs = options.scheduler.max_seqs,
           .max_blocks_per_seq = engine::Engine::max_blocks_per_seq(austen_config(), options.block_size),
-          .max_logit_rows = options.scheduler.max_seqs};
+          .max_logit_rows = options.scheduler.max_seqs * (1 + options.drafts.max_drafts)};
 }
 
 /// The model and an engine that uses it.

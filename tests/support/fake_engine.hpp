@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -28,8 +29,9 @@ struct FakeEngine {
   FakeModel model;
   engine::Engine engine;
 
-  explicit FakeEngine(const engine::EngineOptions& options, bool with_eos = false)
-      : model(vocab, options.num_blocks, options.block_size), engine(tiny_config(with_eos), model, options) {}
+  explicit FakeEngine(const engine::EngineOptions& options, bool with_eos = false, int max_logit_rows = 1 << 20)
+      : model(vocab, options.num_blocks, options.block_size, options.num_host_blocks, max_logit_rows),
+        engine(tiny_config(with_eos), model, options) {}
   ~FakeEngine() { CHECK_NOTHROW(engine.check_integrity()); }
 
   engine::Engine* operator->() { return &engine; }
@@ -53,13 +55,16 @@ inline Tokens expected_of(const Tokens& prompt, int max_tokens, bool with_eos = 
 }
 
 /// What sample `index` must generate: the oracle's logits, one token after the other.
-inline Tokens expected_of(const Tokens& prompt, const engine::SamplingParams& params, int index,
-                          bool with_eos = false) {
+inline Tokens expected_of(const Tokens& prompt, const engine::SamplingParams& params, int index, bool with_eos = false,
+                          float habit = 0) {
   engine::Sampler sampler;
-  Tokens tokens = prompt;
+  Tokens tokens = prompt, end_ids = params.stop_ids;
+  if (with_eos && !params.ignore_eos) end_ids.push_back(eos);
+  const auto ends = [&](std::int32_t token) { return std::ranges::find(end_ids, token) != end_ids.end(); };
   do {
-    tokens.push_back(sampler.choose(FakeModel::logits_of(tokens, vocab), tokens, params, index).token);
-  } while (std::ssize(tokens) < std::ssize(prompt) + params.max_tokens && !(with_eos && tokens.back() == eos));
+    const engine::Context context{tokens, static_cast<int>(prompt.size()), end_ids};
+    tokens.push_back(sampler.choose(FakeModel::logits_of(tokens, vocab, habit), context, params, index).token);
+  } while (std::ssize(tokens) < std::ssize(prompt) + params.max_tokens && !ends(tokens.back()));
   return {tokens.begin() + std::ssize(prompt), tokens.end()};
 }
 

@@ -19,13 +19,15 @@ class FakeModel : public engine::LanguageModel {
   /// What one forward pass was asked to do, sequence by sequence.
   struct Pass {
     std::vector<int> q_len, kv_len;
-    int num_rows = 0;
+    int num_rows = 0, num_logit_rows = 0;
   };
 
-  FakeModel(int vocab, int num_blocks, int block_size)
+  FakeModel(int vocab, int num_blocks, int block_size, int num_host_blocks = 0, int max_logit_rows = 1 << 20)
       : vocab_(vocab),
         block_size_(block_size),
-        slots_(static_cast<std::size_t>(num_blocks) * static_cast<std::size_t>(block_size), -1) {}
+        max_logit_rows_(max_logit_rows),
+        slots_(static_cast<std::size_t>(num_blocks) * static_cast<std::size_t>(block_size), -1),
+        host_slots_(static_cast<std::size_t>(num_host_blocks) * static_cast<std::size_t>(block_size), -1) {}
 
   std::span<const float> forward(const engine::Batch& batch) override {
     for (const pagedkv::BlockCopy& copy : batch.plan.copies())
@@ -35,8 +37,11 @@ class FakeModel : public engine::LanguageModel {
     for (std::size_t row = 0; row < slots.size(); ++row)
       if (slots[row] >= 0) slots_[static_cast<std::size_t>(slots[row])] = batch.tokens[row];
 
+    pagedkv::require(std::ssize(batch.logit_rows) <= max_logit_rows_, "FakeModel: logit rows", max_logit_rows_,
+                     std::ssize(batch.logit_rows));
     Pass& pass = passes_.emplace_back();
     pass.num_rows = batch.num_rows();
+    pass.num_logit_rows = static_cast<int>(batch.logit_rows.size());
     logits_.clear();
     auto wanted = batch.logit_rows.begin();
     for (int s = 0; s < batch.tables.num_seqs(); ++s) {
@@ -57,13 +62,18 @@ class FakeModel : public engine::LanguageModel {
         if (wanted == batch.logit_rows.end() || *wanted != begin + i) continue;
         ++wanted;
         const std::vector<float> row_logits =
-            logits_of(std::span(context).first(static_cast<std::size_t>(position) + 1), vocab_);
+            logits_of(std::span(context).first(static_cast<std::size_t>(position) + 1), vocab_, habit);
         logits_.insert(logits_.end(), row_logits.begin(), row_logits.end());
       }
     }
     pagedkv::require(wanted == batch.logit_rows.end(), "FakeModel: logit rows", "queries of a sequence", "others");
     return logits_;
   }
+
+  void swap_out(std::span<const pagedkv::BlockPair> blocks) override { move(blocks, slots_, host_slots_); }
+  void swap_in(std::span<const pagedkv::BlockPair> blocks) override { move(blocks, host_slots_, slots_); }
+
+  int max_logit_rows() const override { return max_logit_rows_; }
 
   std::int64_t kv_bytes_per_token() const override { return 4; }
   std::string device() const override { return "fake"; }
@@ -76,12 +86,17 @@ class FakeModel : public engine::LanguageModel {
   }
   void forget_passes() { passes_.clear(); }
 
-  static std::vector<float> logits_of(std::span<const std::int32_t> context, int vocab) {
+  /// What is added to the logit of the token that the last one suggests: at 6 the text repeats itself for the most
+  /// part, and yet depends on all of its context.
+  float habit = 0;
+
+  static std::vector<float> logits_of(std::span<const std::int32_t> context, int vocab, float habit = 0) {
     std::uint64_t hash = 0x9e3779b97f4a7c15u;
     for (const std::int32_t token : context) hash = mix(hash ^ static_cast<std::uint64_t>(token));
     std::vector<float> logits;
     for (int i = 0; i < vocab; ++i)
       logits.push_back(static_cast<float>(mix(hash + static_cast<std::uint64_t>(i)) >> 40) * 0x1p-21f);  // 0 to 8
+    logits[mix(static_cast<std::uint64_t>(context.back()) + 77) % static_cast<std::uint64_t>(vocab)] += habit;
     return logits;
   }
 
@@ -102,6 +117,13 @@ class FakeModel : public engine::LanguageModel {
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
   }
+  void move(std::span<const pagedkv::BlockPair> blocks, const std::vector<std::int32_t>& from,
+            std::vector<std::int32_t>& to) const {
+    for (const auto& [source, destination] : blocks)
+      for (int i = 0; i < block_size_; ++i)
+        to.at(static_cast<std::size_t>(pagedkv::to_index(destination) * block_size_ + i)) =
+            from.at(static_cast<std::size_t>(pagedkv::to_index(source) * block_size_ + i));
+  }
   std::int32_t& at(pagedkv::BlockId block, int offset) {
     const std::int64_t slot = std::int64_t{pagedkv::to_index(block)} * block_size_ + offset;
     pagedkv::require(slot >= 0 && slot < std::ssize(slots_), "FakeModel: slot below", std::ssize(slots_), slot);
@@ -110,7 +132,8 @@ class FakeModel : public engine::LanguageModel {
 
   int vocab_;
   int block_size_;
-  std::vector<std::int32_t> slots_;  // the token whose K and V a slot holds
+  int max_logit_rows_;
+  std::vector<std::int32_t> slots_, host_slots_;  // the token whose K and V a slot holds
   std::vector<float> logits_;
   std::vector<Pass> passes_;
 };

@@ -88,6 +88,7 @@ std::vector<WorkItem> list_items(const AttentionPlan& plan, const TablesView<Spa
 }
 
 /// Unfinished rows: those of one KV head of an item, or, item by item, those of all KV heads: [kv_heads, rows, group].
+template <int PanelWidth = panel_width>
 struct Partials {
   int stride;                          // floats of a row of sums
   std::vector<OnlineSoftmax> softmax;  // [num_rows]
@@ -104,7 +105,7 @@ struct Partials {
 };
 
 /// One call of attend(): the problem and what its tasks share.
-template <class Problem, AttentionVariant V>
+template <class Problem, AttentionVariant V, int PanelWidth = panel_width>
 class Attention {
  public:
   Attention(const Problem& problem, const V& variant, const AttendOptions& options)
@@ -170,7 +171,7 @@ class Attention {
   void attend_item(std::size_t index, int kv_head) {
     const WorkItem& item = items_[index];
     if (item.num_splits > 1) return add_keys(item, kv_head, partials_, partial_begin(index, kv_head));
-    Partials whole(problem_.head_dim_v());
+    Partials<> whole(problem_.head_dim_v());
     whole.reset(num_rows(item));
     add_keys(item, kv_head, whole, 0);
     for_each_row(item, kv_head, 0, [&](int row, int head, std::int64_t i) {
@@ -178,29 +179,38 @@ class Attention {
     });
   }
 
-  void add_keys(const WorkItem& item, int kv_head, Partials& partials, std::int64_t first_partial) const {
+  void add_keys(const WorkItem& item, int kv_head, Partials<>& partials, std::int64_t first_partial) const {
     const auto& tables = problem_.tables;
     const int sequence = item.rows.sequence;
     const int first_query = tables.kv_len(sequence) - tables.q_len(sequence);
     const KeyRanges wanted = visible_keys(tables, variant_, item.rows);
     const std::vector<float> queries = load_queries(item.rows, kv_head);
-    KeyTile tile(min(key_tile_, item.keys.end - item.keys.begin), problem_.head_dim(), problem_.head_dim_v());
+    const int group = problem_.group_size(), num_rows = item.rows.size() * group;
+    const auto position_of = [&](int row) {
+      const int query = first_query + item.rows.begin + row / group;
+      return Position{.query = query, .key = 0, .q_head = kv_head * group + row % group, .sequence = sequence};
+    };
+    KeyTile<typename Problem::Element> tile(problem_.kv, min(key_tile_, item.keys.end - item.keys.begin), num_rows);
     for (int key = item.keys.begin; key < item.keys.end; key += key_tile_) {
       const KeyRange range{key, key + min(key_tile_, item.keys.end - key)};
       if (!wanted.touches(range)) continue;
-      tile.load(problem_.kv, tables, sequence, kv_head, range, wanted);
-      const float* q = queries.data();
-      for_each_row(item, kv_head, first_partial, [&](int row, int head, std::int64_t partial) {
-        const Position position{.query = first_query + row, .key = 0, .q_head = head, .sequence = sequence};
-        tile.attend(q, problem_.scale, variant_, position, partials.softmax_of(partial), partials.sums_of(partial));
-        q += padded(problem_.head_dim());
-      });
+      tile.load(tables, sequence, kv_head, range, wanted);
+      for (int row = 0; row < num_rows; row += max_panel_rows) {
+        const int count = min(max_panel_rows, num_rows - row);
+        const KeyRanges seen =
+            seen_keys(variant_, position_of(row).query, position_of(row + count - 1).query, tables.kv_len(sequence));
+        if (!seen.touches(range)) continue;
+        tile.attend(
+            count, &queries[static_cast<std::size_t>(row) * static_cast<std::size_t>(problem_.head_dim())],
+            problem_.scale, variant_, [&](int i) { return position_of(row + i); }, seen,
+            &partials.softmax_of(first_partial + row), partials.sums_of(first_partial + row));
+      }
     }
   }
 
-  // [rows, group, padded head_dim]
+  // [rows, group, head_dim]
   std::vector<float> load_queries(const QueryRows& rows, int kv_head) const {
-    const int group = problem_.group_size(), stride = padded(problem_.head_dim());
+    const int group = problem_.group_size(), stride = problem_.head_dim();
     std::vector<float> queries(static_cast<std::size_t>(rows.size()) * static_cast<std::size_t>(group * stride));
     float* target = queries.data();
     for (int token = first_token(rows) + rows.begin; token < first_token(rows) + rows.end; ++token) {
@@ -244,7 +254,7 @@ class Attention {
   int key_tile_;
   std::vector<WorkItem> items_;
   std::vector<std::int64_t> partial_begin_;  // [num_items], rows of partials_, for items of split tiles
-  Partials partials_;
+  Partials<> partials_;
 };
 
 }  // namespace detail
@@ -256,7 +266,7 @@ class Attention {
 /// split), one tile more at most: 34 MB at head_dim_v 128. Same inputs, same bits on one build, with any executor. Throws
 /// InvalidArgument (shapes, lengths) before writing.
 template <StorageType Q, StorageType KV, StorageType O, VariantFor<Space::host> V, class E = InlineExecutor>
-requires Executor<std::remove_reference_t<E>>
+  requires Executor<std::remove_reference_t<E>>
 void attend(const AttentionProblem<Space::host, Q, KV, O>& problem, const V& variant, E&& executor = E{},
             const AttendOptions& options = {}) {
   problem.validate();

@@ -1,0 +1,56 @@
+// Finding sockets by their ports.
+#include "engine/server/connection.hpp"
+
+#include <netinet/in.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+
+namespace engine::server {
+
+namespace {
+
+int port_of(const sockaddr_storage& address) {
+  if (address.ss_family == AF_INET) return ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
+  if (address.ss_family == AF_INET6) return ntohs(reinterpret_cast<const sockaddr_in6&>(address).sin6_port);
+  return -1;
+}
+
+/// Calls `see(socket, peer's port)` for every connection to `local_port`.
+template <class See>
+void for_each_connection(int local_port, See&& see) {
+  for (int socket = 0; socket < FD_SETSIZE; ++socket) {  // httplib uses select()
+    sockaddr_storage peer{}, local{};
+    socklen_t peer_len = sizeof peer, local_len = sizeof local;
+    if (getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &peer_len) == 0 &&
+        getsockname(socket, reinterpret_cast<sockaddr*>(&local), &local_len) == 0 && port_of(local) == local_port)
+      see(socket, port_of(peer));
+  }
+}
+
+}  // namespace
+
+int find_connection(int local_port, int peer_port) {
+  int found = -1;
+  for_each_connection(local_port, [&](int socket, int port) {
+    if (port == peer_port) found = socket;
+  });
+  return found;
+}
+
+bool is_closed_by_peer(int socket) {
+  char byte = 0;
+  const ssize_t num_bytes = recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return num_bytes == 0 || (num_bytes < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+}
+
+void send_last_words(int socket, std::string_view text) {
+  if (send(socket, text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) return;  // nobody is
+}
+
+void end_reading(int local_port) {
+  for_each_connection(local_port, [](int socket, int) { shutdown(socket, SHUT_RD); });
+}
+
+}  // namespace engine::server

@@ -1,0 +1,115 @@
+// Lanes: the floats that this CPU computes side by side, and what attention and matrix products do with them.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "pagedkv/core/config.hpp"
+#include "pagedkv/core/dtype.hpp"
+#include "pagedkv/core/math.hpp"
+
+namespace pagedkv {
+inline namespace v0 {
+namespace cpu {
+
+// Files of one program may be compiled for different CPUs. So each class and function that depends on these numbers has
+// one of them, or a type made of it, among its template arguments or parameters, or is inlined always.
+#if defined(__AVX512F__)
+inline constexpr int num_lanes = 16;
+#elif defined(__AVX__)
+inline constexpr int num_lanes = 8;
+#else
+inline constexpr int num_lanes = 4;
+#endif
+
+// GCC and Clang compile arithmetic on these types to whatever vector instructions they are allowed to use.
+using Lanes [[gnu::vector_size(num_lanes * sizeof(float))]] = float;
+using LaneBits [[gnu::vector_size(num_lanes * sizeof(float))]] = std::uint32_t;
+using HalfLaneBits [[gnu::vector_size(num_lanes * sizeof(std::uint16_t))]] = std::uint16_t;
+
+namespace detail {
+
+// Lists of lanes, because GCC makes one instruction of each; its __builtin_convertvector takes four, and nvcc does not
+// understand shuffles by constants.
+template <int... i>
+LaneBits widen(HalfLaneBits bits, std::integer_sequence<int, i...>) {
+  return LaneBits{bits[i]...};
+}
+
+template <int Offset, int... i>
+Lanes interleave(Lanes a, Lanes b, std::integer_sequence<int, i...>) {
+  return Lanes{(i % 2 == 0 ? a : b)[Offset + i / 2]...};
+}
+
+using EachLane = std::make_integer_sequence<int, num_lanes>;
+
+}  // namespace detail
+
+/// num_lanes elements, as floats.
+template <StorageType T>
+inline Lanes load_lanes(const T* source) {
+  Lanes lanes;
+  if constexpr (std::is_same_v<T, float>) {
+    std::memcpy(&lanes, source, sizeof lanes);
+  } else if constexpr (std::is_same_v<T, bf16>) {
+    HalfLaneBits bits;
+    std::memcpy(&bits, source, sizeof bits);
+    lanes = std::bit_cast<Lanes>(detail::widen(bits, detail::EachLane{}) << 16);
+  } else if constexpr (std::is_same_v<T, f16>) {  // as in to_float()
+    HalfLaneBits half;
+    std::memcpy(&half, source, sizeof half);
+    const LaneBits bits = detail::widen(half, detail::EachLane{}), magnitude = bits & 0x7fffu;
+    const LaneBits finite = std::bit_cast<LaneBits>(std::bit_cast<Lanes>(magnitude << 13) * 0x1p112f);
+    const LaneBits special = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+    lanes = std::bit_cast<Lanes>((bits & 0x8000u) << 16 | (magnitude >= 0x7c00u ? special : finite));
+  } else {
+    float values[num_lanes];
+    for (int i = 0; i < num_lanes; ++i) values[i] = to_float(source[i]);
+    std::memcpy(&lanes, values, sizeof lanes);
+  }
+  return lanes;
+}
+
+inline void store_lanes(Lanes lanes, float* target) { std::memcpy(target, &lanes, sizeof lanes); }
+
+[[gnu::always_inline]] inline Lanes all_lanes(float x) { return x - Lanes{}; }
+
+/// 2^x for x <= 0, with a relative error below 2^-22: 0 below -126, NaN of NaN, 1 of 0.
+inline Lanes exp2_of_negative(Lanes x) {
+  const Lanes shifted = x + 0x1.8p23f;  // keeps no fraction: the last bits are the nearest integer
+  const Lanes f = x - (shifted - 0x1.8p23f);
+  Lanes p = all_lanes(0.000153533619f);  // (2^f - 1) / f for |f| <= 0.5, fitted for the least largest error
+  for (const float c : {0.00133988744f, 0.00961843736f, 0.0555033247f, 0.240226479f, 0.693147203f}) p = p * f + c;
+  const LaneBits power = std::bit_cast<LaneBits>(p * f + 1.f) + (std::bit_cast<LaneBits>(shifted) << 23);
+  const Lanes finite = x < -126.f ? Lanes{} : std::bit_cast<Lanes>(power);
+  return x == x ? finite : x;
+}
+
+/// rows[i][j] becomes rows[j][i]. Each round turns the bits of an element's address (row, lane) by one place.
+template <int Round = 1>
+inline void transpose(Lanes (&rows)[num_lanes]) {
+  Lanes turned[num_lanes];
+  for (int i = 0; i < num_lanes / 2; ++i) {
+    turned[2 * i] = detail::interleave<0>(rows[i], rows[i + num_lanes / 2], detail::EachLane{});
+    turned[2 * i + 1] = detail::interleave<num_lanes / 2>(rows[i], rows[i + num_lanes / 2], detail::EachLane{});
+  }
+  if constexpr (2 * Round < num_lanes) transpose<2 * Round>(turned);
+  for (int i = 0; i < num_lanes; ++i) rows[i] = turned[i];
+}
+
+/// One number of all lanes, by `join`, in an order that is always the same.
+template <class F>
+float reduce(Lanes lanes, F&& join) {
+  float values[num_lanes];
+  store_lanes(lanes, values);
+  for (int width = num_lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) values[i] = join(values[i], values[i + width]);
+  return values[0];
+}
+
+}  // namespace cpu
+}  // namespace v0
+}  // namespace pagedkv
