@@ -82,6 +82,7 @@ class Engine {
 
   /// Launches one batch and collects the tokens of one: the same, or if it runs ahead the one before. The events are in
   /// the order of service and of samples, and valid until the next step.
+  // [step]
   std::span<const Event> step() {
     const auto start = std::chrono::steady_clock::now();
     events_.clear();
@@ -93,6 +94,7 @@ class Engine {
     stats_.num_swaps = scheduler_.num_swaps();
     stats_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return events_;
+  // [step]
   }
 
   /// Steps until every request is finished; `on_event(const Event&)` sees each token as it comes.
@@ -172,6 +174,7 @@ class Engine {
   }
 
   // False if there was nothing to compute.
+  // [launch]
   bool launch() {
     pagedkv::StepPlan plan;
     const std::vector<Work>& work = scheduler_.schedule(plan);
@@ -202,6 +205,7 @@ class Engine {
       launched_.emplace_back(input_.awaited().begin(), input_.awaited().end());
     }
     return true;
+  // [launch]
   }
 
   // Moves requests on behind the rows that they have got.

@@ -68,10 +68,11 @@ void complete(Session& session, const Options& options) {
   Engine& engine = session.engine();
   const SamplingParams params = options.sampling.over(session.config().generation);
   std::vector<int> ids;
-  for (const std::string& prompt : options.prompts) ids.push_back(session.submit(prompt, params));
+  for (const std::string& prompt : options.prompts)
+    ids.push_back(options.chat ? session.ask(prompt, params) : session.submit(prompt, params));
 
   if (ids.size() == 1 && params.width() == 1 && params.beam_width == 0 && !options.json) {
-    print(options.prompts[0]);
+    print(options.prompts[0] + (options.chat ? "\n" : ""));
     return stream(session, ids[0]);
   }
   const auto is_finished = [&](int id) { return engine.request(id).state == State::finished; };

@@ -100,6 +100,7 @@ class Model final : public LanguageModel {
     const Heads<B> q = heads_of(qkv, 0, heads);
     const Rows<B> gate = columns(gate_up, 0), up = columns(gate_up, config_.intermediate);
 
+    // [layers]
     backend_.embed(embedding_, x);
     for (int i = 0; i < config_.num_layers; ++i) {
       const Layer& layer = layers_[static_cast<std::size_t>(i)];
@@ -126,6 +127,7 @@ class Model final : public LanguageModel {
     backend_.rms_norm(last, final_norm_, normed);
     probe(config_.num_layers + 1, normed);
     backend_.logits(normed, config_.tie_embeddings ? embedding_ : head_);
+    // [layers]
   }
 
   void swap_out(std::span<const pagedkv::BlockPair> blocks) override {

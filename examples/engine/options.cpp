@@ -41,6 +41,7 @@ Options parse_options(int argc, const char* const* argv) {
       "generate");
   app.add_option("--prompt", options.prompts, "Text to continue; may be given several times")->allow_extra_args(false);
   app.add_option("--prompts-file", prompts_file, "File with one prompt a line");
+  app.add_flag("--chat", options.chat, "Prompts are what a user says: each is put into the model's chat template");
   add_sampling_flags(app, options.sampling);
   add_engine_flags(app, options.engine);
   app.add_flag("--stats", options.stats, "Print the memory plan at the start, speed and memory at the end");

@@ -13,6 +13,7 @@ struct Options {
   SamplingFlags sampling;
   std::vector<std::string> prompts;  // those of the file behind those of the flags
   bool has_prompts_file = false;
+  bool chat = false;  // prompts are what a user says
   bool stats = false;
   bool json = false;
   std::string help;  // not empty: print this and do nothing

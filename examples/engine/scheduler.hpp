@@ -83,6 +83,7 @@ class Scheduler {
 
   /// Appends the next step's tokens to their sequences, and so to `plan`, soonest request first within each kind of
   /// work. What must be swapped for it stands in the swap space.
+  // [schedule]
   const std::vector<Work>& schedule(pagedkv::StepPlan& plan) {
     swap_.begin_step();
     work_.clear();
@@ -99,6 +100,7 @@ class Scheduler {
       if (running_[i]->state != State::decode) has_room &= prefill(*running_[i], plan);
     if (has_room) admit(plan);
     return work_;
+  // [schedule]
   }
 
   /// Forgets a request, wherever it stands.

@@ -17,6 +17,7 @@
 #include "engine/machine.hpp"
 #include "engine/memory_plan.hpp"
 #include "engine/step_meter.hpp"
+#include "engine/text/chat_template.hpp"
 #include "engine/text/tokenizer.hpp"
 
 namespace engine {
@@ -102,16 +103,25 @@ class Session : public LoadedModel {
   /// Throws like LoadedModel, and where the tokenizer cannot be used.
   explicit Session(const EngineFlags& flags, int default_block_size = 16,
                    std::function<void(const Batch&)> on_launch = {})
-      : LoadedModel(flags, default_block_size, std::move(on_launch)), tokenizer_(Tokenizer::load(flags.model)) {
+      : LoadedModel(flags, default_block_size, std::move(on_launch)),
+        tokenizer_(Tokenizer::load(flags.model)),
+        chat_(ChatTemplate::load(flags.model)) {
     if (tokenizer_.vocab_size() > config().vocab)
       throw BadInput("tokenizer.json: tokens", "at most the model's " + std::to_string(config().vocab),
                      std::to_string(tokenizer_.vocab_size()));
   }
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
+  const ChatTemplate& chat() const { return chat_; }
 
   int submit(const std::string& prompt, const SamplingParams& params) {
     return engine().submit(tokenizer_.encode(prompt), params);
+  }
+
+  /// Queues the answer to what a user says. Throws BadInput where the folder has no chat template that is known here.
+  int ask(const std::string& message, const SamplingParams& params) {
+    const ChatMessage messages[] = {{.role = "user", .content = message}};
+    return engine().submit(chat_.encode(tokenizer_, messages), params);
   }
 
   /// What was generated, without the prompt.
@@ -121,6 +131,7 @@ class Session : public LoadedModel {
 
  private:
   Tokenizer tokenizer_;
+  ChatTemplate chat_;
 };
 
 }  // namespace engine

@@ -225,6 +225,7 @@ TEST_CASE("--help documents every flag") {
   for (const std::string flag : {"--model",
                                  "--prompt",
                                  "--prompts-file",
+                                 "--chat",
                                  "--n",
                                  "--beam",
                                  "--max-tokens",
@@ -324,6 +325,10 @@ TEST_CASE("missing and damaged files are refused by name") {
   folder.write("config.json", huge.dump());
   check_refused({"--model", path, "--block-size", "65536", "--kv-blocks", "2147483646"},
                 {"kv-blocks: at most 0 (this machine's memory) expected, 2147483646 found"});
+}
+
+TEST_CASE("chat with a model that was not made for it is refused, naming what is missing") {
+  check_refused({"--chat", "--prompt", "Emma"}, {"chat template"});
 }
 
 TEST_CASE("prompts that can never be served are refused with both numbers") {

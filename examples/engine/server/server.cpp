@@ -29,9 +29,8 @@ ServedModel served_model(const Session& session, const ServerOptions& options) {
                     .tokenizer = session.tokenizer(),
                     .max_samples = session.plan().sizes.max_seqs,
                     .has_chat = true,
-                    .encode_chat = [&session, chat = ChatTemplate::load(options.engine.model)](
-                                       const std::vector<ChatMessage>& messages) {
-                      return chat.encode(session.tokenizer(), messages);
+                    .encode_chat = [&session](const std::vector<ChatMessage>& messages) {
+                      return session.chat().encode(session.tokenizer(), messages);
                     }};
   try {
     model.encode_chat({{.role = "user", .content = "?"}});
