@@ -75,7 +75,7 @@ class BeamSearch {
 
   // Enough that `width` of them go on even if every beam's likeliest token ends the text.
   std::vector<Candidate> best_candidates(std::span<const std::span<const float>> logits) const {
-    const std::size_t kept = static_cast<std::size_t>(width_) * std::max<std::size_t>(2, 1 + eos_ids_.size());
+    const int kept = width_ * std::max(2, 1 + static_cast<int>(eos_ids_.size()));
     const auto better = [](const Candidate& a, const Candidate& b) {
       if (a.sum_logprob != b.sum_logprob) return a.sum_logprob > b.sum_logprob;
       return a.parent != b.parent ? a.parent < b.parent : a.token < b.token;
@@ -83,15 +83,11 @@ class BeamSearch {
     std::vector<Candidate> best;
     for (std::size_t beam = 0; beam < logits.size(); ++beam) {
       const double shift = running_[beam].sum_logprob - log_sum_exp(logits[beam]);
-      std::vector<Candidate> all(logits[beam].size());
-      for (std::size_t token = 0; token < all.size(); ++token)
-        all[token] = {logits[beam][token] + shift, static_cast<int>(beam), static_cast<std::int32_t>(token)};
-      const auto middle = all.begin() + static_cast<std::ptrdiff_t>(std::min(kept, all.size()));
-      std::partial_sort(all.begin(), middle, all.end(), better);
-      best.insert(best.end(), all.begin(), middle);
+      for (const std::int32_t token : likeliest_tokens(logits[beam], kept))
+        best.push_back({logits[beam][static_cast<std::size_t>(token)] + shift, static_cast<int>(beam), token});
     }
     std::sort(best.begin(), best.end(), better);
-    best.resize(std::min(kept, best.size()));
+    best.resize(std::min(static_cast<std::size_t>(kept), best.size()));
     return best;
   }
 

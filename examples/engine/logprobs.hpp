@@ -11,6 +11,8 @@
 
 #include "engine/bad_input.hpp"
 #include "engine/sampling.hpp"
+#include "pagedkv/core/math.hpp"
+#include "pagedkv/cpu/lanes.hpp"
 
 namespace engine {
 
@@ -21,7 +23,7 @@ struct LogitSummary {
 };
 
 /// Throws BadInput if a logit is NaN or plus infinity, or all are minus infinity: weights can be so, and no token
-/// follows from it. The sum goes on in pieces that stay in the cache, relative to the highest logit so far.
+/// follows from it. The sum goes on in pieces that stay in the cache, relative to the highest logit so far; to 2^-22 of it.
 inline LogitSummary summarize(std::span<const float> logits) {
   constexpr std::size_t piece_len = 1024;
   float highest = -std::numeric_limits<float>::infinity();
@@ -35,8 +37,13 @@ inline LogitSummary summarize(std::span<const float> logits) {
       highest = *top;
       likeliest = first + static_cast<std::size_t>(top - piece.begin());
     }
-    const double shift = std::isinf(highest) && highest < 0 ? 0 : highest;
-    for (const float x : piece) sum += std::exp(static_cast<double>(x) - shift);
+    const float shift = std::isinf(highest) && highest < 0 ? 0 : highest;
+    pagedkv::cpu::Lanes sums{};
+    std::size_t i = 0;
+    for (; i + pagedkv::cpu::num_lanes <= piece.size(); i += pagedkv::cpu::num_lanes)
+      sums += pagedkv::cpu::exp2_of_negative((pagedkv::cpu::load_lanes(piece.data() + i) - shift) * pagedkv::log2_e);
+    for (int lane = 0; lane < pagedkv::cpu::num_lanes; ++lane) sum += static_cast<double>(sums[lane]);
+    for (; i < piece.size(); ++i) sum += std::exp(static_cast<double>(piece[i] - shift));
   }
   if (!(sum > 0)) throw BadInput("logits of the model", "finite numbers", "not a number");
   return {static_cast<std::int32_t>(likeliest), highest + std::log(sum)};
@@ -49,7 +56,7 @@ inline TokenLogprob logprob_of(std::span<const float> logits, double log_sum, st
 }
 
 /// The `count` likeliest tokens (all, if there are fewer), descending, ties to the lower id. O(vocab) for few.
-inline std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, double log_sum, int count) {
+inline std::vector<std::int32_t> likeliest_tokens(std::span<const float> logits, int count) {
   std::vector<std::int32_t> top;  // sorted
   const auto likelier = [&](std::int32_t a, std::int32_t b) {
     return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
@@ -60,9 +67,14 @@ inline std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, dou
     if (is_full) top.pop_back();
     top.insert(std::upper_bound(top.begin(), top.end(), token, likelier), token);
   }
-  std::vector<TokenLogprob> out;
-  for (const std::int32_t token : top) out.push_back(logprob_of(logits, log_sum, token));
-  return out;
+  return top;
+}
+
+/// The same with their log-probabilities.
+inline std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, double log_sum, int count) {
+  std::vector<TokenLogprob> top;
+  for (const std::int32_t token : likeliest_tokens(logits, count)) top.push_back(logprob_of(logits, log_sum, token));
+  return top;
 }
 
 }  // namespace engine

@@ -27,6 +27,8 @@ using Json = nlohmann::json;
 
 namespace {
 
+constexpr double tolerance = 0.034;  // twice the largest that an H200 measured: 0.0094 to 0.0169
+
 constexpr int hidden = 128, intermediate = 192, vocab = 256, q_heads = 4, kv_heads = 2, num_layers = 2;
 
 Json config_of(const std::string& family, int head_dim) {
@@ -116,16 +118,17 @@ TEST_CASE("logits of every family on the GPU are those of the CPU, but for bf16'
       const std::vector<float> expected = logits_of(make_cpu_model, folder.path(), tokens, 128);
       double squares = 0;
       for (const float x : expected) squares += static_cast<double>(x) * static_cast<double>(x);
-      const double spread = std::sqrt(squares / static_cast<double>(expected.size()));
       for (const int chunk : {1, 128}) {
         const std::vector<float> logits = logits_of(make_cuda_model, folder.path(), tokens, chunk);
         REQUIRE(logits.size() == expected.size());
-        double worst = 0;
-        for (std::size_t i = 0; i < logits.size(); ++i)
-          worst = std::max(worst, static_cast<double>(std::abs(logits[i] - expected[i])));
-        MESSAGE(family << ", head_dim " << head_dim << ", chunks of " << chunk << ": " << worst / spread << " of "
-                       << spread);
-        CHECK(worst < 0.1 * spread);
+        double error_squares = 0;
+        for (std::size_t i = 0; i < logits.size(); ++i) {
+          const double error = static_cast<double>(logits[i]) - static_cast<double>(expected[i]);
+          error_squares += error * error;
+        }
+        const double error = std::sqrt(error_squares / squares);  // against the logits' own root mean square
+        MESSAGE(family << ", head_dim " << head_dim << ", chunks of " << chunk << ": " << error);
+        CHECK(error < tolerance);
       }
     }
 }
