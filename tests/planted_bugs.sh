@@ -332,6 +332,7 @@ plant "a search that is over leaves its request running" engine/engine engine/en
 plant "rows of a request that pushed itself out are computed" engine/scheduler engine/scheduler.hpp 's/        work_.resize(num_work);.*$//'
 plant "a preempted request goes behind later arrivals" engine/scheduler engine/scheduler.hpp 's/insert(waiting_, victim);/waiting_.push_back(victim);/'
 plant "rows that decode are not charged to the budget" engine/drafts engine/scheduler.hpp 's/^      --budget_;//'
+plant "a sample ends a token too early" engine/run_ahead engine/engine.hpp 's/choice.token, finished, choice.logprob/choice.token, branch.finish, choice.logprob/'
 plant "a step is not committed" engine/engine engine/engine.hpp 's/^    plan.commit();//'
 plant "all samples read the first one's logits" engine/engine engine/step_input.hpp 's/.logit_row = static_cast<int>(logit_rows_.size())/.logit_row = 0/'
 plant "a token is penalised each time it came" engine/sampler engine/sampler.hpp 's/if (count_\[index(token)\]++ > 0) continue;//'

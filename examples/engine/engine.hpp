@@ -94,7 +94,7 @@ class Engine {
     stats_.num_swaps = scheduler_.num_swaps();
     stats_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     return events_;
-  // [step]
+    // [step]
   }
 
   /// Steps until every request is finished; `on_event(const Event&)` sees each token as it comes.
@@ -205,7 +205,7 @@ class Engine {
       launched_.emplace_back(input_.awaited().begin(), input_.awaited().end());
     }
     return true;
-  // [launch]
+    // [launch]
   }
 
   // Moves requests on behind the rows that they have got.
@@ -320,13 +320,16 @@ class Engine {
     branch.sum_logprob += choice.logprob;
     branch.score = branch.sum_logprob / (awaited.position + 1 - request.prompt_len);
     ++stats_.generated_tokens;
+    Finish finished =
+        Finish::none;  // the branch may know already that the next token, in a step that runs, is its last
     if (std::find(request.end_ids.begin(), request.end_ids.end(), choice.token) != request.end_ids.end()) {
       branch.tokens.resize(place + 1);
-      end(request, branch, Finish::eos);
+      finished = Finish::eos;
     } else if (is_last(request, awaited.position)) {
-      end(request, branch, Finish::length);
+      finished = Finish::length;
     }
-    events_.push_back({&request, awaited.branch, choice.token, branch.finish, choice.logprob, std::move(top)});
+    if (finished != Finish::none) end(request, branch, finished);
+    events_.push_back({&request, awaited.branch, choice.token, finished, choice.logprob, std::move(top)});
     if (request.is_complete()) finish(request);
   }
 

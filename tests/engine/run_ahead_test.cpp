@@ -59,15 +59,21 @@ std::vector<Asked> requests(std::uint64_t seed, bool with_host_choosers) {
   return asked;
 }
 
-// Request by request, sample by sample.
+// Request by request, sample by sample. The last event of a sample, and no other, says that it has ended.
 std::vector<Tokens> texts(const std::vector<Asked>& asked, const EngineOptions& options,
                           std::int64_t& num_preemptions) {
   FakeEngine engine(options, true);
   std::vector<int> ids;
   std::map<std::pair<int, int>, Tokens> seen;
+  std::map<std::pair<int, int>, Finish> last;
   const auto step = [&] {
-    for (const Event& event : engine->step())
-      if (event.request->params.beam_width == 0) seen[{event.request->id, event.sample}].push_back(event.token);
+    for (const Event& event : engine->step()) {
+      const std::pair<int, int> sample{event.request->id, event.sample};
+      if (event.request->params.beam_width > 0) continue;
+      CHECK(last[sample] == Finish::none);
+      last[sample] = event.finish;
+      seen[sample].push_back(event.token);
+    }
   };
   for (const Asked& request : asked) {
     ids.push_back(engine->submit(request.prompt, request.params));
@@ -80,7 +86,9 @@ std::vector<Tokens> texts(const std::vector<Asked>& asked, const EngineOptions& 
     CHECK(request.state == State::finished);
     for (const Branch& branch : request.branches) {
       texts.push_back({branch.tokens.begin() + request.prompt_len, branch.tokens.end()});
-      if (!request.beam) CHECK(seen[{id, branch.index}] == texts.back());
+      if (request.beam) continue;
+      CHECK(seen[{id, branch.index}] == texts.back());
+      CHECK(last[{id, branch.index}] == branch.finish);
     }
   }
   CHECK(engine->blocks().num_used() == 0);
