@@ -40,8 +40,8 @@ struct StepRows {
 };
 
 /// A back end computes one batch at a time: begin(batch), then operations on its rows, in order. Every view of
-/// activations has as many rows as begin() said (or logit rows, behind `gather`). Nothing but `host_logits` waits for the
-/// machine.
+/// activations has as many rows as begin() said (or logit rows, behind `gather`). Nothing but `host_logits` waits for
+/// the machine.
 template <class B>
 concept Backend =
     requires(B backend, const ModelConfig& config, const ModelOptions& options, const Batch& batch, int n,
@@ -62,7 +62,8 @@ concept Backend =
       backend.rms_norm(residual, vector, rows);            // out = x / rms(x) * gain
       backend.add_rms_norm(residual, rows, vector, rows);  // x += y; out = x / rms(x) * gain; out may be y
       backend.matmul(rows, matrix, rows);                  // out = x transpose(w)
-      // q, k and v side by side in one row: bias, norms, rotary embedding of q and k; then K and V of layer n into the cache
+      // q, k and v side by side in one row: bias, norms, rotary embedding of q and k; then K and V of layer n into the
+      // cache
       backend.rope_and_store(n, rows, head_params);
       backend.attend(n, heads, heads);     // causal, perhaps within a window, over the cache; q and out
       backend.silu_mul(rows, rows);        // gate = silu(gate) * up

@@ -20,7 +20,8 @@
 
 namespace engine {
 
-/// A token that the model shall choose itself. `params` ask for nothing but temperature, top-k, top-p, min-p and a seed.
+/// A token that the model shall choose itself. `params` ask for nothing but temperature, top-k, top-p, min-p and a
+/// seed.
 struct Draw {
   int logit_row;  // an index into Batch::logit_rows; several samples may draw from one row
   const SamplingParams* params;

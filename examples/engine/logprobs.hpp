@@ -23,7 +23,8 @@ struct LogitSummary {
 };
 
 /// Throws BadInput if a logit is NaN or plus infinity, or all are minus infinity: weights can be so, and no token
-/// follows from it. The sum goes on in pieces that stay in the cache, relative to the highest logit so far; to 2^-22 of it.
+/// follows from it. The sum goes on in pieces that stay in the cache, relative to the highest logit so far; to 2^-22 of
+/// it.
 inline LogitSummary summarize(std::span<const float> logits) {
   constexpr std::size_t piece_len = 1024;
   float highest = -std::numeric_limits<float>::infinity();

@@ -1,4 +1,5 @@
-// cpu::attend where softmax is hard: huge logits, rising logits, one outlier, hidden NaN, nothing to see; and bad lengths.
+// cpu::attend where softmax is hard: huge logits, rising logits, one outlier, hidden NaN, nothing to see; and bad
+// lengths.
 #include <doctest/doctest.h>
 #include <sys/mman.h>
 

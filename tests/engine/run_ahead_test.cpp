@@ -1,4 +1,5 @@
-// An engine that launches a step before it knows the tokens of the one before gives the same texts, to their last token.
+// An engine that launches a step before it knows the tokens of the one before gives the same texts, to their last
+// token.
 #include <doctest/doctest.h>
 
 #include <cstdint>

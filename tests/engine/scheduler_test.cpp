@@ -1,4 +1,5 @@
-// The scheduler at work: its budget, its order, whom it pushes out, whom it refuses; and random loads against an oracle.
+// The scheduler at work: its budget, its order, whom it pushes out, whom it refuses; and random loads against an
+// oracle.
 #include <doctest/doctest.h>
 
 #include <algorithm>

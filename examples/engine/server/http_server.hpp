@@ -18,8 +18,8 @@ struct HttpOptions {
   int num_threads = 320;                          // each serves one client at a time, so more clients wait unanswered
 };
 
-/// Listens from its constructor on, and answers 503 until it has something to serve. One request a connection: no thread
-/// is held by an idle client, and what follows a broken request is never taken for another one.
+/// Listens from its constructor on, and answers 503 until it has something to serve. One request a connection: no
+/// thread is held by an idle client, and what follows a broken request is never taken for another one.
 class HttpServer {
  public:
   /// Throws BadInput if nobody can listen there.
@@ -35,8 +35,8 @@ class HttpServer {
   /// From now on requests are refused (503); those that came before are served on.
   void refuse();
 
-  /// refuse(), waits until the requests that are being served are answered (which needs their service to go on, or to be
-  /// closed), and stops listening.
+  /// refuse(), waits until the requests that are being served are answered (which needs their service to go on, or to
+  /// be closed), and stops listening.
   void close();
 
  private:

@@ -25,8 +25,8 @@ class Bpe {
  public:
   static constexpr std::int32_t no_token = -1;
 
-  /// `byte_ids`: the token of each single byte. Those that have `no_token` are left out of words, as by the library that
-  /// trains such vocabularies.
+  /// `byte_ids`: the token of each single byte. Those that have `no_token` are left out of words, as by the library
+  /// that trains such vocabularies.
   explicit Bpe(const std::array<std::int32_t, 256>& byte_ids) : byte_ids_(byte_ids) {}
 
   /// Adds the next rank: `left` and `right` merge into `merged`. A pair given twice keeps the later rank.

@@ -19,9 +19,10 @@ struct ChatMessage {
   std::string content;
 };
 
-/// Three families are written here in C++: ChatML, Llama 3's and Mistral's. Which one a model wants, in which variant, is
-/// read out of the Jinja template in its folder; a template that prints its markers in any other way is not known, and
-/// nothing is guessed. Tools are not supported. Where Llama 3 asks for today's date, the template's own date stands.
+/// Three families are written here in C++: ChatML, Llama 3's and Mistral's. Which one a model wants, in which variant,
+/// is read out of the Jinja template in its folder; a template that prints its markers in any other way is not known,
+/// and nothing is guessed. Tools are not supported. Where Llama 3 asks for today's date, the template's own date
+/// stands.
 class ChatTemplate {
  public:
   /// Reads chat_template.jinja or else tokenizer_config.json. Throws BadInput if they are damaged; a template that is
@@ -32,8 +33,8 @@ class ChatTemplate {
   explicit ChatTemplate(const std::string& jinja, const std::string& bos = "", const std::string& eos = "");
 
   /// The prompt; with `add_generation_prompt`, up to where the assistant's next message begins. What messages hold is
-  /// untrusted. Throws BadInput if the template is missing or not known, there are no messages, or the template does not
-  /// know one's role or their order.
+  /// untrusted. Throws BadInput if the template is missing or not known, there are no messages, or the template does
+  /// not know one's role or their order.
   std::vector<TextPart> parts(std::span<const ChatMessage> messages, bool add_generation_prompt = true) const;
 
   /// All parts, joined.

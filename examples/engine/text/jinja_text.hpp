@@ -11,8 +11,8 @@ namespace engine {
 /// `text` as a string literal of JinjaText's code.
 inline std::string jinja_literal(std::string_view text) { return '\2' + std::string(text) + '\3'; }
 
-/// Code is rewritten so that equal things look equal: no spaces, literals unescaped between bytes 2 and 3, literals that
-/// are added joined, message["role"] as message.role.
+/// Code is rewritten so that equal things look equal: no spaces, literals unescaped between bytes 2 and 3, literals
+/// that are added joined, message["role"] as message.role.
 class JinjaText {
  public:
   /// `source` must hold neither byte 2 nor byte 3.

@@ -12,9 +12,9 @@ struct pcre2_real_code_8;
 
 namespace engine {
 
-/// For patterns as tokenizer files write them: for Oniguruma, in its Ruby syntax. What both libraries read alike, or what
-/// can be respelt, is understood; what PCRE2 would take for something else is refused. One difference stays: letters that
-/// Unicode has got since the older library's version are letters to the newer one only.
+/// For patterns as tokenizer files write them: for Oniguruma, in its Ruby syntax. What both libraries read alike, or
+/// what can be respelt, is understood; what PCRE2 would take for something else is refused. One difference stays:
+/// letters that Unicode has got since the older library's version are letters to the newer one only.
 class Regex {
  public:
   /// Throws BadInput, naming `thing`, if `pattern` does not compile or uses what is not understood here.

@@ -263,8 +263,8 @@ class Attention {
 /// Flash-Decoding). Fills problem.out and, unless empty, problem.lse; rows of q behind the last sequence are left
 /// alone. Sums are float; reads K and V only where variant.keys() says a query may look. Scratch, freed on return: some
 /// 40 bytes a work item and, where keys are split, 4 * head_dim_v bytes for each of 65,536 (query row, query head,
-/// split), one tile more at most: 34 MB at head_dim_v 128. Same inputs, same bits on one build, with any executor. Throws
-/// InvalidArgument (shapes, lengths) before writing.
+/// split), one tile more at most: 34 MB at head_dim_v 128. Same inputs, same bits on one build, with any executor.
+/// Throws InvalidArgument (shapes, lengths) before writing.
 template <StorageType Q, StorageType KV, StorageType O, VariantFor<Space::host> V, class E = InlineExecutor>
   requires Executor<std::remove_reference_t<E>>
 void attend(const AttentionProblem<Space::host, Q, KV, O>& problem, const V& variant, E&& executor = E{},

@@ -1,5 +1,5 @@
-// The server over a socket, in front of a model that is a function of its context: answers, streams, keys, limits, clients
-// that break the rules or leave, and its end.
+// The server over a socket, in front of a model that is a function of its context: answers, streams, keys, limits,
+// clients that break the rules or leave, and its end.
 #include "engine/server/http_server.hpp"
 
 #include <doctest/doctest.h>

@@ -211,7 +211,8 @@ TEST_CASE("spaces are Unicode's, not only ASCII's") {
   json document = small_tokenizer();
   document["model"]["vocab"]["ĠÂ"] = 265;
   document["model"]["merges"].push_back({"Ġ", "Â"});
-  // GPT-2's pattern leaves the last of two spaces, here U+00A0, to the next word: the merge across them must not happen.
+  // GPT-2's pattern leaves the last of two spaces, here U+00A0, to the next word: the merge across them must not
+  // happen.
   CHECK(load_tokenizer(document).encode(" \u00a0hello") == Ids{' ', 0xc2, 0xa0, 259});
 }
 
