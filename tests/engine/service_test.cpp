@@ -312,8 +312,10 @@ TEST_CASE("when the engine breaks, everybody is told, and so is who comes later"
   Speaker model("");
   engine::Engine engine(Spoken::config(), model, {.num_blocks = 1024});
   EngineService service(engine, tokenizer(), {});
-  TextStream stream = service.submit({'>'}, {.max_tokens = 4000});
+  model.hold();
+  TextStream stream = service.submit({'>'}, {.max_tokens = 4000});  // an idle engine answers before its first step
   model.break_down();
+  model.allow(1);
   CHECK(read_all(stream).end == End::failed);
   try {
     service.submit({'>'}, {});
