@@ -5,13 +5,16 @@
 
 Prints a line every ten seconds and one JSON object at the end: the server's resident memory over time, its KV blocks when
 everybody has gone, the latency between two events as the clients see it, and every error. Exits with 1 if a block is
-missing, or if a request failed in a way that it should not.
+missing, if a request failed in a way that it should not, or, in runs of 8 minutes and more, if memory still grows in the
+second half: from the median of its first part to that of its second by more than 0.2 MiB a minute.
 """
 import argparse
 import asyncio
 import collections
 import json
+import os
 import random
+import statistics
 import time
 import urllib.parse
 
@@ -24,9 +27,17 @@ def resident_mib(pid):
 
 
 def num_threads_and_files(pid):
-    import os
-
     return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def growth_per_minute(samples):
+    """Of (second, MiB), in the second half: between the medians of its two parts."""
+    half = samples[len(samples) // 2:]
+    if len(half) < 4:
+        return 0.0
+    parts = half[:len(half) // 2], half[len(half) // 2:]
+    (early, before), (late, after) = ([statistics.median(column) for column in zip(*part)] for part in parts)
+    return 60 * (after - before) / (late - early)
 
 
 class Soak:
@@ -137,7 +148,7 @@ class Soak:
             await asyncio.sleep(0.1)
         percentile = lambda values, p: round(1e3 * sorted(values)[min(len(values) - 1, int(p * len(values)))], 1)
         threads, files = num_threads_and_files(self.options.pid)
-        half = [rss for _, rss in samples[len(samples) // 2:]]
+        growth = growth_per_minute(samples)
         result = {
             "clients": self.options.clients, "minutes": self.options.minutes, **self.counts,
             "errors": dict(self.errors), "events": len(self.first) + len(self.between),
@@ -145,11 +156,13 @@ class Soak:
             "itl_ms": {p: percentile(self.between, q) for p, q in (("p50", .5), ("p99", .99))},
             "generated_tokens_per_s": round(metrics["pagedkv_generated_tokens_total"] / (time.monotonic() - start)),
             "preemptions": metrics["pagedkv_preemptions_total"],
-            "rss_mib": {"start": samples[0][1], "middle": half[0], "end": half[-1], "highest": max(r for _, r in samples)},
+            "rss_mib": {"start": samples[0][1], "middle": samples[len(samples) // 2][1], "end": samples[-1][1],
+                        "highest": max(rss for _, rss in samples), "growth_per_minute": round(growth, 2)},
             "blocks_after": {state: metrics[f'pagedkv_kv_blocks{{state="{state}"}}'] for state in ("free", "cached", "owned")},
             "threads": threads, "files": files}
         print(json.dumps(result, indent=1))
-        return not self.errors and result["blocks_after"]["owned"] == 0
+        is_flat = growth < 0.2 or self.options.minutes < 8  # the first minutes fill caches and buffers
+        return not self.errors and result["blocks_after"]["owned"] == 0 and is_flat
 
 
 if __name__ == "__main__":

@@ -123,13 +123,18 @@ class Engine {
   }
 
   /// Ends one sample, whose text holds what the user wanted it to stop at. Nothing happens if it has ended already.
+  /// Throws std::out_of_range for an id or a sample that is not there, and Error while a beam search runs.
   void stop(int id, int sample) {
     Request& request = *requests_.at(id);
     Branch& branch = request.branches.at(index(sample));
     if (branch.finish != Finish::none && branch.tokens.back() >= 0) return;
+    pagedkv::require(!request.beam, "Engine::stop: request", "samples", "a beam search");
     branch.tokens.resize(branch.known_tokens().size());
     end(request, branch, Finish::stop);
-    if (request.is_complete()) finish(request);
+    if (request.is_complete())
+      finish(request);
+    else
+      request.advance();
   }
 
   const EngineStats& stats() const { return stats_; }
@@ -195,8 +200,11 @@ class Engine {
     else
       model_.launch(batch);
     plan.commit();
-    for (const Work& item : work) publish(*item.request, branch_of(item));
-    advance(work);
+    for (const Work& item : work) {
+      publish(*item.request, branch_of(item));
+      item.request->advance();
+      stats_.drafted_tokens += item.num_drafts;
+    }
     await_tokens();
     if (on_host) {
       for (const ScoringRows& rows : input_.scoring()) add_prompt_scores(rows, logits, config_.vocab);
@@ -206,24 +214,6 @@ class Engine {
     }
     return true;
     // [launch]
-  }
-
-  // Moves requests on behind the rows that they have got.
-  void advance(std::span<const Work> work) {
-    for (const Work& item : work) {
-      Request& request = *item.request;
-      stats_.drafted_tokens += item.num_drafts;
-      if (request.state == State::trunk && request.leader().kv.size() == request.trunk_len) {
-        if (request.leader().num_lacking() == 0)
-          request.state = State::decode;
-        else
-          request.fork_tails();
-      }
-      if (request.state == State::tails) {
-        const auto lacks_more = [](const Branch& b) { return b.finish == Finish::none && b.num_lacking() > 1; };
-        if (std::none_of(request.branches.begin(), request.branches.end(), lacks_more)) request.state = State::decode;
-      }
-    }
   }
 
   // Gives each drawing branch a place for its token, and the prompt's samples their branches. Who has no token to come
@@ -284,7 +274,7 @@ class Engine {
 
   void search_on(Request& request, std::span<const std::span<const float>> rows) {
     grow_beams(request, rows, blocks_);
-    stats_.generated_tokens += request.num_unfinished();
+    stats_.generated_tokens += std::ssize(request.branches);
     if (!request.beam->is_over()) return;
     for (const Branch& branch : request.branches)
       events_.push_back({&request, branch.index, branch.tokens.back(), branch.finish, 0});
@@ -320,8 +310,7 @@ class Engine {
     branch.sum_logprob += choice.logprob;
     branch.score = branch.sum_logprob / (awaited.position + 1 - request.prompt_len);
     ++stats_.generated_tokens;
-    Finish finished =
-        Finish::none;  // the branch may know already that the next token, in a step that runs, is its last
+    Finish finished = Finish::none;  // of this token; the branch may know already that the one behind it is its last
     if (std::find(request.end_ids.begin(), request.end_ids.end(), choice.token) != request.end_ids.end()) {
       branch.tokens.resize(place + 1);
       finished = Finish::eos;

@@ -17,7 +17,7 @@ namespace engine {
 
 enum class BackendKind { automatic, cpu, cuda };
 
-/// What a model folder is loaded with. What is left open depends on the machine, see engine_sizes().
+/// What a model folder is loaded with. What is left open depends on the machine, see plan_memory().
 struct EngineFlags {
   std::filesystem::path model;
   BackendKind backend = BackendKind::automatic;

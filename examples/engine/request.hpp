@@ -91,18 +91,10 @@ struct Request {
     return prompt_len + params.max_tokens - static_cast<int>(branch.tokens.size());
   }
 
-  /// How many tokens of `branch` shall be in the cache before the request changes its state.
+  /// How many tokens of `branch` shall be in the cache before the request leaves the trunk, or the tails.
   int goal(const Branch& branch) {
-    switch (state) {
-      case State::trunk:
-        return &branch == &leader() ? trunk_len : 0;
-      case State::tails:
-        return static_cast<int>(branch.tokens.size()) - 1;
-      case State::decode:
-        return static_cast<int>(branch.tokens.size());
-      default:
-        return branch.kv.size();
-    }
+    if (state == State::tails) return static_cast<int>(branch.tokens.size()) - 1;
+    return &branch == &leader() ? trunk_len : 0;
   }
 
   /// From waiting to trunk: with one branch the trunk is all of it, and its last row yields logits. Several end it
@@ -116,15 +108,16 @@ struct Request {
     state = State::trunk;
   }
 
-  /// From trunk to tails.
-  void fork_tails() {
-    const Branch& trunk = leader();
-    for (Branch& branch : branches)
-      if (branch.finish == Finish::none && &branch != &trunk) {
-        branch.kv = trunk.kv.fork();
-        branch.num_published = trunk.num_published;
-      }
-    state = State::tails;
+  /// To the next state, if the goals of this one are reached: by a step, or because a branch that was behind has ended.
+  void advance() {
+    if (state == State::trunk && leader().kv.size() == trunk_len) {
+      if (leader().num_lacking() == 0)
+        state = State::decode;
+      else
+        fork_tails();
+    }
+    const auto is_there = [this](const Branch& b) { return b.finish != Finish::none || b.kv.size() == goal(b); };
+    if (state == State::tails && std::all_of(branches.begin(), branches.end(), is_there)) state = State::decode;
   }
 
   /// Gives every block back. The tokens stay: to be recomputed.
@@ -148,6 +141,16 @@ struct Request {
   }
 
  private:
+  void fork_tails() {
+    const Branch& trunk = leader();
+    for (Branch& branch : branches)
+      if (branch.finish == Finish::none && &branch != &trunk) {
+        branch.kv = trunk.kv.fork();
+        branch.num_published = trunk.num_published;
+      }
+    state = State::tails;
+  }
+
   static int shared_len(const std::vector<std::int32_t>& a, const std::vector<std::int32_t>& b) {
     const auto parted = std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
     return static_cast<int>(std::min<std::ptrdiff_t>(parted, std::min(std::ssize(a), std::ssize(b)) - 1));

@@ -150,7 +150,7 @@ class Scheduler {
   }
 
   // Chunks up to the request's goal. False if blocks were short. Nobody who works in this step is pushed out for a
-  // prompt: it waits until they have finished.
+  // prompt, nor who is fetched in it, for what leaves is copied before what comes: it waits for a step without them.
   bool prefill(Request& request, pagedkv::StepPlan& plan) {
     bool has_room = true;
     for (Branch& branch : request.branches) {
@@ -160,7 +160,7 @@ class Scheduler {
       if (chunk <= 0) continue;
       while (!branch.kv.append(chunk, plan)) {
         has_room = false;
-        if (!work_.empty()) return false;
+        if (!work_.empty() || !swap_.incoming().empty()) return false;
         if (preempt_last() == &request) return false;
       }
       add_chunk(request, branch, chunk);
@@ -204,9 +204,10 @@ class Scheduler {
 
   // Back from host memory, with room for the next row of each branch.
   bool fetch(Request& request) {
-    if (request.interrupted == State::decode && request.num_unfinished() > budget_) return false;
+    if (request.num_unfinished() > budget_) return false;
     if (!swap_.move_in(request, running_.empty() ? 0 : request.num_rows() + options_.watermark)) return false;
     request.state = std::exchange(request.interrupted, State::waiting);
+    request.advance();
     num_due_ += request.state == State::decode ? request.num_unfinished() : 0;
     return true;
   }

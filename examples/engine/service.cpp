@@ -266,20 +266,22 @@ class EngineService::Worker {
 
   // Tells everybody that there will be no more, and close() that nobody is left.
   void end_all(End end, Unavailable::Reason reason) {
-    for (const auto& [id, live] : live_) {
-      live.channel->tell([&] { live.channel->news.end = end; });
-      stats_.num_samples[static_cast<std::size_t>(Finish::aborted)] += live.num_open;
-    }
+    for (const auto& [id, live] : live_) stats_.num_samples[static_cast<std::size_t>(Finish::aborted)] += live.num_open;
     stats_.num_waiting = stats_.num_running = 0;
     std::vector<std::unique_ptr<Submission>> submissions;
     {
       const std::lock_guard lock(service_.mutex_);
       submissions.swap(service_.inbox_);
       service_.stats_ = stats_;
-      service_.is_closing_ = service_.has_stopped_ = true;
+      service_.is_closing_ = true;
     }
+    for (const auto& [id, live] : live_) live.channel->tell([&] { live.channel->news.end = end; });
     for (const std::unique_ptr<Submission>& submission : submissions)
       submission->channel->answer_with(Unavailable(reason));
+    {
+      const std::lock_guard lock(service_.mutex_);
+      service_.has_stopped_ = true;
+    }
     service_.has_ended_.notify_all();
   }
 

@@ -3,11 +3,11 @@
 
 #include <cinttypes>
 #include <cstdint>
-#include <cstdio>
 #include <span>
 #include <string>
 
 #include "engine/request.hpp"
+#include "engine/table_row.hpp"
 #include "pagedkv/core/math.hpp"
 
 namespace engine {
@@ -64,28 +64,22 @@ struct EngineStats {
 
   /// Lines of "name  value" for people.
   std::string table() const {
-    const auto line = [](const char* name, const char* format, auto... values) {
-      char text[160];
-      std::snprintf(text, sizeof text, format, values...);
-      std::string row = std::string("  ") + name;
-      row.resize(34, ' ');
-      return row + text + "\n";
-    };
     const auto memory = [&](const char* name, std::int64_t tokens) {
       const std::int64_t num = pagedkv::ceil_div(tokens, std::int64_t{block_size});
-      return line(name, "%6" PRId64 " blocks %8.0f KiB", num, static_cast<double>(tokens * kv_bytes_per_token) / 1024);
+      return table_row(name, "%6" PRId64 " blocks %8.0f KiB", num,
+                       static_cast<double>(tokens * kv_bytes_per_token) / 1024);
     };
-    return line("generated", "%" PRId64 " tokens in %.2f s: %.0f tokens/s", generated_tokens, seconds,
-                tokens_per_second()) +
-           line("scheduled", "%" PRId64 " steps, %" PRId64 " preemptions (%" PRId64 " by swap)", num_steps,
-                num_preemptions, num_swaps) +
-           line("KV cache at its fullest", "%d sequences, %" PRId64 " tokens, blocks of %d", peak_seqs, peak_tokens,
-                block_size) +
+    return table_row("generated", "%" PRId64 " tokens in %.2f s: %.0f tokens/s", generated_tokens, seconds,
+                     tokens_per_second()) +
+           table_row("scheduled", "%" PRId64 " steps, %" PRId64 " preemptions (%" PRId64 " by swap)", num_steps,
+                     num_preemptions, num_swaps) +
+           table_row("KV cache at its fullest", "%d sequences, %" PRId64 " tokens, blocks of %d", peak_seqs,
+                     peak_tokens, block_size) +
            memory("  in use, paged", peak_blocks * block_size) + memory("  exact allocation", peak_tokens) +
            memory("  contiguous maximum length", contiguous_tokens()) +
-           line("blocks saved by sharing", "%.0f %% of all block table entries", 100 * saved_by_sharing()) +
-           line("copies by copy-on-write", "%" PRId64 " blocks", block_copies) +
-           line("prefix-cache hits", "%" PRId64 " of %" PRId64 " prompt tokens", cached_tokens, prompt_tokens);
+           table_row("blocks saved by sharing", "%.0f %% of all block table entries", 100 * saved_by_sharing()) +
+           table_row("copies by copy-on-write", "%" PRId64 " blocks", block_copies) +
+           table_row("prefix-cache hits", "%" PRId64 " of %" PRId64 " prompt tokens", cached_tokens, prompt_tokens);
   }
 };
 

@@ -117,6 +117,38 @@ TEST_CASE("samples of a preempted request recompute what they share once, be the
   }
 }
 
+TEST_CASE("when the one sample that still recomputes is stopped, here or in host memory, its siblings go on") {
+  for (const bool is_swapped : {false, true}) {
+    FakeEngine engine({.num_blocks = is_swapped ? 14 : 16,
+                       .block_size = 2,
+                       .prefix_cache = false,
+                       .scheduler = {.max_batched_tokens = 3, .preemption = Preemption::swap},
+                       .num_host_blocks = is_swapped ? 5 : 0});  // room for a request half recomputed, not for more
+    const SamplingParams params{.max_tokens = 12, .n = 2, .temperature = 1, .seed = 5};
+    engine->submit(prompt_of(4, 9), {.max_tokens = is_swapped ? 16 : 14});
+    const int id = engine->submit(prompt_of(4), params);
+    const Request& request = engine->request(id);
+    const State& state = is_swapped ? request.interrupted : request.state;
+    const auto lacking = [&](std::size_t sample) { return request.branches[sample].num_lacking(); };
+    while (state != State::tails || lacking(0) > 1 || lacking(1) == 1) engine->step();
+    engine->stop(id, 1);
+    engine->run();
+    CHECK(engine.generated(id, 0) == expected_of(prompt_of(4), params, 0));
+    CHECK(request.branches[1].finish == Finish::stop);
+  }
+}
+
+TEST_CASE("a beam search is not stopped beam by beam, and counts the tokens of all of them") {
+  FakeEngine engine({.num_blocks = 16, .block_size = 4});
+  const int id = engine->submit(prompt_of(4), {.max_tokens = 6, .beam_width = 2});
+  engine->step();
+  CHECK_THROWS_AS(engine->stop(id, 0), pagedkv::InvalidArgument);
+  engine->run();
+  CHECK_NOTHROW(engine->stop(id, 0));
+  CHECK(engine->request(id).branches.size() == 2);
+  CHECK(engine->stats().generated_tokens == 2 * 6);
+}
+
 TEST_CASE("a preempted beam search finds the same beams") {
   const SamplingParams params{.max_tokens = 14, .beam_width = 3};
   FakeEngine roomy({.num_blocks = 96, .block_size = 2}, true);

@@ -90,6 +90,20 @@ TEST_CASE("a prompt that was swapped out half-way goes on with its next chunk") 
   CHECK(engine.model.num_rows() == 3 + 17 + 20 + 1);
 }
 
+TEST_CASE("who has just come back is not pushed out again before its bytes are there") {
+  EngineOptions options = tight(8, 40, true);
+  options.scheduler.max_batched_tokens = 4;
+  FakeEngine engine(options);
+  engine->submit(prompt_of(4), {.max_tokens = 8});
+  const int gone = engine->submit(prompt_of(4, 3), {.max_tokens = 12});
+  const int id = engine->submit(prompt_of(14, 7), {.max_tokens = 2});
+  for (int i = 0; i < 8; ++i) engine->step();  // the first one's last token is awaited, and its blocks are still taken
+  CHECK(engine->request(id).interrupted == State::trunk);
+  engine->abort(gone);
+  engine->run();
+  CHECK(engine.generated(id) == expected_of(prompt_of(14, 7), 2));
+}
+
 TEST_CASE("blocks that samples share go once, and are shared again when they are back") {
   CountingModel model(vocab, 20, 2, 40);
   Engine engine(tiny_config(false), model, tight(20, 40));

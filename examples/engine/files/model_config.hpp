@@ -47,8 +47,8 @@ struct ModelConfig {
   std::vector<std::int32_t> eos_ids;  // any of them ends a text
   GenerationDefaults generation;
 
-  /// Reads `dir`/config.json and, where present, the ids in generation_config.json, which override. Throws BadInput
-  /// unless the folder holds a Llama of which this engine computes every part: a field that would change the arithmetic
+  /// Reads `dir`/config.json and, where present, generation_config.json, whose token ids override. Throws BadInput
+  /// unless the folder holds a model of which this engine computes every part: a field that would change the arithmetic
   /// is an error, never ignored.
   static ModelConfig load(const std::filesystem::path& dir);
 };

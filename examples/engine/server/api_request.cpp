@@ -1,4 +1,5 @@
-// Reading requests: a table of every field that OpenAI's two APIs document, and a few that sampling engines share.
+// Reading requests: a table of the fields of OpenAI's two APIs that are understood, and of a few that sampling engines
+// share. Any other is refused by its name.
 #include "engine/server/api_request.hpp"
 
 #include <algorithm>

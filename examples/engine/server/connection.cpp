@@ -1,6 +1,7 @@
 // Finding sockets by their ports.
 #include "engine/server/connection.hpp"
 
+#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/select.h>
 #include <sys/socket.h>
@@ -17,7 +18,14 @@ int port_of(const sockaddr_storage& address) {
   return -1;
 }
 
-/// Calls `see(socket, peer's port)` for every connection to `local_port`.
+std::string address_of(const sockaddr_storage& peer) {
+  char text[NI_MAXHOST];
+  const bool is_known = getnameinfo(reinterpret_cast<const sockaddr*>(&peer), sizeof peer, text, sizeof text, nullptr,
+                                    0, NI_NUMERICHOST) == 0;
+  return is_known ? text : "";
+}
+
+/// Calls `see(socket, peer)` for every connection to `local_port`.
 template <class See>
 void for_each_connection(int local_port, See&& see) {
   for (int socket = 0; socket < FD_SETSIZE; ++socket) {  // httplib uses select()
@@ -25,16 +33,16 @@ void for_each_connection(int local_port, See&& see) {
     socklen_t peer_len = sizeof peer, local_len = sizeof local;
     if (getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &peer_len) == 0 &&
         getsockname(socket, reinterpret_cast<sockaddr*>(&local), &local_len) == 0 && port_of(local) == local_port)
-      see(socket, port_of(peer));
+      see(socket, peer);
   }
 }
 
 }  // namespace
 
-int find_connection(int local_port, int peer_port) {
+int find_connection(int local_port, const std::string& peer_address, int peer_port) {
   int found = -1;
-  for_each_connection(local_port, [&](int socket, int port) {
-    if (port == peer_port) found = socket;
+  for_each_connection(local_port, [&](int socket, const sockaddr_storage& peer) {
+    if (port_of(peer) == peer_port && address_of(peer) == peer_address) found = socket;  // hosts share port numbers
   });
   return found;
 }
@@ -50,7 +58,7 @@ void send_last_words(int socket, std::string_view text) {
 }
 
 void end_reading(int local_port) {
-  for_each_connection(local_port, [](int socket, int) { shutdown(socket, SHUT_RD); });
+  for_each_connection(local_port, [](int socket, const sockaddr_storage&) { shutdown(socket, SHUT_RD); });
 }
 
 }  // namespace engine::server

@@ -4,10 +4,12 @@
 #include <httplib.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -19,6 +21,7 @@
 #include "engine/server/api_response.hpp"
 #include "engine/server/chat_page.hpp"
 #include "engine/server/connection.hpp"
+#include "engine/server/connection_threads.hpp"
 #include "engine/server/metrics.hpp"
 
 namespace engine::server {
@@ -29,13 +32,30 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds glance{100};  // between two looks whether the client is still there
 constexpr std::chrono::seconds body_patience{30};
+constexpr std::size_t longest_path = 64;  // none of ours is as long
 constexpr const char* json_type = "application/json";
 
 std::int64_t seconds_since_1970() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-int connection_of(const httplib::Request& request) { return find_connection(request.local_port, request.remote_port); }
+int connection_of(const httplib::Request& request) {
+  return find_connection(request.local_port, request.remote_addr, request.remote_port);
+}
+
+class Connections final : public httplib::TaskQueue {
+ public:
+  explicit Connections(int max_threads) : threads_(max_threads) {}
+  using Accepted = decltype(std::declval<httplib::TaskQueue&>().enqueue(nullptr));  // void, in later versions bool
+  Accepted enqueue(std::function<void()> connection) override {
+    threads_.serve(std::move(connection));
+    return static_cast<Accepted>(true);
+  }
+  void shutdown() override { threads_.wait(); }
+
+ private:
+  ConnectionThreads threads_;
+};
 
 /// httplib writes nothing to a client that has closed its side, but this one may still read why its request is bad.
 std::string as_text(const httplib::Response& response) {
@@ -100,14 +120,23 @@ struct Exchange {
 class HttpServer::Implementation {
  public:
   explicit Implementation(const HttpOptions& options) : options_(options) {
-    server_.new_task_queue = [n = options.num_threads] { return new httplib::ThreadPool(static_cast<std::size_t>(n)); };
+    server_.new_task_queue = [n = options.max_connections] { return new Connections(n); };
     server_.set_keep_alive_max_count(1);
     server_.set_tcp_nodelay(true);
-    server_.set_payload_max_length(options.body_limit);
+    server_.set_payload_max_length(reading_limit());
     server_.set_socket_options([this](int socket) {  // not httplib's own, which lets two servers share a port
       const int yes = 1;
       setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
       listening_ = socket;
+    });
+    server_.set_pre_routing_handler([](const httplib::Request& request, httplib::Response&) {
+      auto& ours = const_cast<httplib::Request&>(request);
+      ours.ranges.clear();                                         // httplib would cut the answer into them
+      ours.path.resize(std::min(ours.path.size(), longest_path));  // std::regex takes 500 bytes of stack for each byte
+      return httplib::Server::HandlerResponse::Unhandled;
+    });
+    server_.set_logger([](const httplib::Request&, const httplib::Response&) {  // it is written
+      if (std::atomic<int>* count = std::exchange(counted_in_, nullptr)) --*count;
     });
     server_.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
       if (response.body.empty()) answer_with(ApiError(response.status, explanation_of(response.status)), response);
@@ -165,31 +194,16 @@ class HttpServer::Implementation {
   static constexpr int num_routes = 6;
   static const Route routes[num_routes];
 
-  /// Counts a request as being served while it lives.
-  class Served {
-   public:
-    explicit Served(std::atomic<int>& count) : count_(&count) { ++count; }
-    Served(const Served&) = delete;
-    ~Served() { --*count_; }
-
-   private:
-    std::atomic<int>* count_;
-  };
-
   /// What a stream needs until its last event is written.
   struct Streaming {
-    Streaming(TextStream stream, ApiResponse response, std::atomic<int>& count)
-        : texts(std::move(stream)), answer(std::move(response)), served(count) {}
-
     TextStream texts;
     ApiResponse answer;
-    Served served;
-    bool is_open = false;
+    std::string opening = answer.opening();  // empty once it is written
   };
 
   void handle(Exchange exchange) {
-    const Served served(num_served_);
-    const_cast<httplib::Request&>(exchange.request).ranges.clear();  // httplib would cut the answer into them
+    ++num_served_;
+    counted_in_ = &num_served_;
     try {
       const Route& route = route_of(exchange);
       if (route.needs_key) check_key(exchange.request);
@@ -236,15 +250,20 @@ class HttpServer::Implementation {
 
   enum class Arrival { whole, too_large, broken };
 
-  // Reads the body into `body`, if there is one to write to. What is too large is read on for a while, see fail().
+  // What is too large is read on for a while, see fail().
+  std::size_t reading_limit() const { return 8 * options_.body_limit; }
+
+  // Reads the body into `body`, if there is one to write to.
   Arrival read(Exchange& exchange, std::string* body) const {
     exchange.is_body_read = true;
+    if (std::strtoull(exchange.request.get_header_value("Content-Length").c_str(), nullptr, 10) > reading_limit())
+      return Arrival::too_large;  // httplib would read it all, for as long as that takes
     std::size_t num_bytes = 0;
     const auto deadline = std::chrono::steady_clock::now() + body_patience;
     const bool is_whole = (*exchange.reader)([&](const char* data, std::size_t length) {
       num_bytes += length;
       if (body != nullptr && num_bytes <= options_.body_limit) body->append(data, length);
-      return num_bytes < 8 * options_.body_limit && std::chrono::steady_clock::now() < deadline;
+      return num_bytes < reading_limit() && std::chrono::steady_clock::now() < deadline;
     });
     if (num_bytes > options_.body_limit || exchange.response.status == 413) return Arrival::too_large;
     return is_whole ? Arrival::whole : Arrival::broken;
@@ -290,15 +309,14 @@ class HttpServer::Implementation {
     const std::string body = read_json_body(exchange);
     const ServedModel& served_model = model();
     ApiRequest request = parse_request(api, body, served_model);
-    const std::uint64_t number = random_number();
-    if (!request.has_seed) request.params.seed = number;
+    if (!request.has_seed) request.params.seed = random_number();
     char id[40];
     std::snprintf(id, sizeof id, "%s-%016llx", api == Api::chat ? "chatcmpl" : "cmpl",
-                  static_cast<unsigned long long>(number ^ 0x5851f42d4c957f2du));  // an id tells nobody the seed
+                  static_cast<unsigned long long>(random_number()));
     ApiResponse answer(request, id, served_model.name, seconds_since_1970(), served_model.tokenizer);
     TextStream texts = service_->submit(std::move(request.prompt), std::move(request.params), std::move(request.stop));
     if (request.stream)
-      stream(exchange.response, std::move(texts), std::move(answer));
+      stream(exchange, std::move(texts), std::move(answer));
     else
       answer_whole(exchange, std::move(texts), std::move(answer));
   }
@@ -315,15 +333,12 @@ class HttpServer::Implementation {
     exchange.response.set_content(answer.json(texts.num_cached()), json_type);
   }
 
-  // httplib looks before each call whether the client is still there, and drops everything if it is not.
-  void stream(httplib::Response& response, TextStream texts, ApiResponse answer) {
-    auto streaming = std::make_shared<Streaming>(std::move(texts), std::move(answer), num_served_);
-    response.set_header("Cache-Control", "no-cache");
-    response.set_chunked_content_provider("text/event-stream", [streaming](std::size_t, httplib::DataSink& sink) {
-      std::string events;
-      if (!streaming->is_open) events = streaming->answer.opening();
-      const TextStream::News news = streaming->texts.wait(streaming->is_open ? glance : milliseconds(0));
-      streaming->is_open = true;
+  static void stream(Exchange& exchange, TextStream texts, ApiResponse answer) {
+    const auto streaming = std::make_shared<Streaming>(std::move(texts), std::move(answer));
+    const auto write_on = [streaming](std::size_t, httplib::DataSink& sink) {
+      if (!sink.is_writable()) return false;  // the client has left, or not read for long: everything is dropped
+      std::string events = std::exchange(streaming->opening, {});
+      const TextStream::News news = streaming->texts.wait(events.empty() ? glance : milliseconds(0));
       for (const Piece& piece : news.pieces) events += streaming->answer.events_of(piece);
       if (news.end == End::complete)
         events += streaming->answer.closing(streaming->texts.num_cached());
@@ -332,7 +347,15 @@ class HttpServer::Implementation {
       if (!events.empty() && !sink.write(events.data(), events.size())) return false;
       if (news.end != End::none) sink.done();
       return true;
-    });
+    };
+    httplib::Response& response = exchange.response;
+    response.set_header("Cache-Control", "no-cache");
+    response.set_header("X-Accel-Buffering", "no");  // asks nginx to pass each event on at once
+    constexpr const char* type = "text/event-stream";
+    if (exchange.request.version == "HTTP/1.0")  // knows no chunks: the connection's end is the stream's
+      response.set_content_provider(type, write_on);
+    else
+      response.set_chunked_content_provider(type, write_on);
   }
 
   std::uint64_t random_number() {
@@ -348,6 +371,7 @@ class HttpServer::Implementation {
   EngineService* service_ = nullptr;
   std::atomic<bool> is_open_ = false, is_refusing_ = false;
   std::atomic<int> num_served_ = 0;
+  static inline thread_local std::atomic<int>* counted_in_ = nullptr;  // this thread's request, until it is answered
   std::mutex random_mutex_;
   std::mt19937_64 random_{(std::uint64_t{std::random_device{}()} << 32) ^ std::random_device{}()};
   httplib::Server server_;

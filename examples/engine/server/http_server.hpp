@@ -15,11 +15,12 @@ struct HttpOptions {
   int port = 8000;                                // 0: any that is free
   std::string api_key = {};                       // not empty: what clients must show, except for / and /health
   std::size_t body_limit = std::size_t{4} << 20;  // bytes
-  int num_threads = 320;                          // each serves one client at a time, so more clients wait unanswered
+  int max_connections = 320;                      // a thread each, while they last; more clients wait unanswered
 };
 
-/// Listens from its constructor on, and answers 503 until it has something to serve. One request a connection: no
-/// thread is held by an idle client, and what follows a broken request is never taken for another one.
+/// Listens from its constructor on, and answers 503 until it has something to serve. One request a connection: who asks
+/// again connects again, which costs a round trip; but no thread is held by an idle client (httplib would wake it 90
+/// times a second), and what follows a broken request is never taken for another one.
 class HttpServer {
  public:
   /// Throws BadInput if nobody can listen there.

@@ -1,6 +1,10 @@
 // pagedkv_server: loads a model, serves it until SIGTERM or SIGINT, and lets those finish that it is serving then.
+#include <semaphore.h>
+
+#include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
@@ -17,6 +21,14 @@ namespace {
 
 using namespace engine;
 using namespace engine::server;
+
+std::atomic<bool> is_serving = false;
+sem_t told_to_end;
+
+void on_signal(int signal) {
+  if (!is_serving.exchange(false)) std::_Exit(128 + signal);  // still loading, or told for the second time
+  sem_post(&told_to_end);
+}
 
 void say(const std::string& line) {
   std::puts(line.c_str());
@@ -46,22 +58,18 @@ int run(int argc, char** argv) {
     say(options.help);
     return 0;
   }
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // every thread inherits this: they wait for sigwait()
+  sem_init(&told_to_end, 0, 0);
+  for (const int signal : {SIGTERM, SIGINT}) std::signal(signal, on_signal);
 
   HttpServer http(options.http);
   say("listening on http://" + options.http.host + ":" + std::to_string(http.port()));
   Session session(options.engine);
   EngineService service(session.engine(), session.tokenizer(), options.service);
   http.open(served_model(session, options), service);
+  is_serving = true;
   say("serving " + options.model_name + " on " + session.model().device());
 
-  int signal = 0;
-  sigwait(&signals, &signal);
-  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second signal ends the program at once
+  while (sem_wait(&told_to_end) != 0) continue;  // other signals interrupt it
   say("shutting down");
   http.refuse();
   service.close(options.grace);

@@ -33,7 +33,7 @@ ServerOptions parse_server_options(int argc, const char* const* argv) {
   check_range("body-limit", body_limit, 1, 1 << 30);
   check_range("grace", grace, 0, 3600);
   http.body_limit = static_cast<std::size_t>(body_limit);
-  http.num_threads = options.service.max_queue + options.engine.max_seqs.value_or(256) + 32;
+  http.max_connections = options.service.max_queue + options.engine.max_seqs.value_or(256) + 32;
   options.grace = std::chrono::seconds(grace);
   if (options.model_name.empty())
     options.model_name = std::filesystem::absolute(options.engine.model / ".").parent_path().filename().string();

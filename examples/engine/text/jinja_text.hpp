@@ -47,10 +47,8 @@ class JinjaText {
     return std::ranges::any_of(tags_, [&](const std::string& tag) { return tag.find(code) != std::string::npos; });
   }
 
-  const std::vector<std::string>& tags() const { return tags_; }
-
   /// In order.
-  const std::vector<std::string>& literals() const { return literals_; }
+  const std::vector<std::string>& tags() const { return tags_; }
 
  private:
   /// Returns the end of the tag that begins at `open`.
@@ -89,7 +87,6 @@ class JinjaText {
         text += source[at];
       }
     }
-    literals_.push_back(text);
     if (code.ends_with("\3+"))
       code.replace(code.size() - 2, 2, text + '\3');
     else
@@ -98,7 +95,6 @@ class JinjaText {
   }
 
   std::vector<std::string> tags_;
-  std::vector<std::string> literals_;
   bool prints_between_tags_ = false;
 };
 

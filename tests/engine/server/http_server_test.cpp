@@ -14,6 +14,7 @@
 
 #include "engine/bad_input.hpp"
 #include "engine/server/raw_client.hpp"
+#include "engine/server/stack_size.hpp"
 #include "engine/small_tokenizer.hpp"
 #include "support/fake_model.hpp"
 #include "support/watchdog.hpp"
@@ -38,12 +39,12 @@ const engine::Tokenizer& tokenizer() {  // whose token i below 256 is byte i
   return it;
 }
 
-/// Takes a moment for each step.
+/// Takes a moment for each step: long enough that who gets 1900 tokens is served for longer than any test looks on.
 class SlowModel final : public FakeModel {
  public:
   SlowModel() : FakeModel(vocab, num_blocks, 16) {}
   std::span<const float> forward(const engine::Batch& batch) override {
-    if (is_slow) std::this_thread::sleep_for(1ms);
+    if (is_slow) std::this_thread::sleep_for(10ms);
     forget_passes();
     return FakeModel::forward(batch);
   }
@@ -74,7 +75,7 @@ struct Running {
   }
   static HttpOptions with_any_port(HttpOptions options) {
     options.port = 0;
-    options.num_threads = 40;
+    options.max_connections = 40;
     return options;
   }
   void open() {
@@ -151,6 +152,14 @@ TEST_CASE("a completion arrives whole, and the same one as a stream of events") 
     begin = end + 2;
   }
   CHECK(joined == text);
+
+  std::string old_request =
+      http_request("POST", "/v1/completions", json{{"model", "fake"}, {"prompt", "xy"}, {"stream", true}}.dump());
+  old_request.replace(old_request.find("HTTP/1.1"), 8, "HTTP/1.0");
+  const HttpAnswer unframed = ask(server.http.port(), old_request);
+  CHECK(unframed.head.find("Transfer-Encoding") == std::string::npos);  // which HTTP/1.0 does not know
+  CHECK(unframed.body.starts_with("data: {"));
+  CHECK(unframed.body.ends_with("data: [DONE]\n\n"));
 }
 
 TEST_CASE("a chat is answered, and a seed makes it repeatable") {
@@ -187,6 +196,12 @@ TEST_CASE("other paths and methods are refused in the same shape") {
   check_error(ask(server.http.port(), http_request("POST", "/nowhere", "{}")), 404, invalid);
 }
 
+TEST_CASE("the longest path needs no more stack than others") {
+  const engine_test::StackSize small(std::size_t{1} << 20);
+  Running server;
+  check_error(server.get("/" + std::string(8000, 'a')), 404, invalid);
+}
+
 TEST_CASE("until there is a model to serve, everything but the page is unavailable") {
   Running server({}, 64, false);
   for (const char* path : {"/health", "/v1/models", "/metrics"})
@@ -220,7 +235,8 @@ TEST_CASE("bodies that are too large, of another type, or incomplete are refused
   const int port = server.http.port();
   check_error(server.complete({{"prompt", std::string(1000, 'x')}}), 413, invalid);
   const std::string chunk = "200\r\n" + std::string(0x200, ' ') + "\r\n";
-  const std::string chunked = "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n";
+  const std::string json_header = "Content-Type: application/json\r\n";
+  const std::string chunked = json_header + "Transfer-Encoding: chunked\r\n";
   const std::string head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + chunked + "\r\n";
   check_error(ask(port, head + chunk + chunk + "0\r\n\r\n"), 413, invalid);
   for (const char* type : {"", "Content-Type: text/plain\r\n", "Content-Type: application/x-www-form-urlencoded\r\n",
@@ -232,6 +248,11 @@ TEST_CASE("bodies that are too large, of another type, or incomplete are refused
     client.send(request.substr(0, request.size() - 10));
     client.close_sending();
     check_error(client.read_all(), 400, invalid);
+  }
+  {
+    RawClient client(port);  // that would never come to the end of its body
+    client.send("POST /v1/completions HTTP/1.1\r\nContent-Length: 1000000000000\r\n" + json_header + "\r\n");
+    while (client.send("x")) std::this_thread::sleep_for(1ms);
   }
   check_error(ask(port, "nonsense\r\n\r\n"), 400, invalid);
   check_error(ask(port, "GET /" + std::string(9000, 'a') + " HTTP/1.1\r\n\r\n"), 414, invalid);
@@ -272,6 +293,21 @@ TEST_CASE(
   CHECK(server.service->stats().num_samples[static_cast<std::size_t>(engine::Finish::aborted)] == 4);
 }
 
+TEST_CASE("a client that leaves takes nobody along who has the same port on another host") {
+  Running server;
+  server.model.is_slow = true;
+  RawClient staying(server.http.port());
+  {
+    const RawClient leaving(server.http.port(), staying);
+    CHECK(server.get("/health").status == 200);  // accepted in order: so is `leaving`
+    staying.send(server.long_request(false));
+    server.wait_for_running(1);
+  }
+  std::this_thread::sleep_for(300ms);  // for a server that looks at the wrong connection
+  server.model.is_slow = false;
+  CHECK(staying.read_all().json()["usage"]["completion_tokens"] == 1900);
+}
+
 TEST_CASE("a client that stops reading its stream does not hold up others") {
   Running server;
   std::vector<std::unique_ptr<RawClient>> silent;
@@ -295,6 +331,9 @@ TEST_CASE("more requests than the queue holds get 429 and are told when to come 
   const HttpAnswer refused = server.complete();
   check_error(refused, 429, "rate_limit_error");
   CHECK(refused.head.find("Retry-After: 1") != std::string::npos);
+  clients.pop_back();  // who waits in the queue is noticed, too, though nothing is written to it
+  server.wait_for_running(8);
+  CHECK(server.service->stats().num_samples[static_cast<std::size_t>(engine::Finish::aborted)] == 1);
   clients.clear();
   server.wait_for_running(0);
   CHECK(server.complete({{"max_tokens", 2}}).status == 200);
@@ -304,18 +343,35 @@ TEST_CASE("at the end, streams and answers that run are finished, and new reques
   Running server;
   server.model.is_slow = true;
   RawClient stream(server.http.port()), whole(server.http.port());
-  const json body = {{"model", "fake"}, {"prompt", "xy"}, {"max_tokens", 300}};
-  json streamed = body;
-  streamed["stream"] = true;
-  stream.send(http_request("POST", "/v1/completions", streamed.dump()));
-  whole.send(http_request("POST", "/v1/completions", body.dump()));
+  stream.send(server.long_request(true));
+  whole.send(server.long_request(false));
   server.wait_for_running(2);
   server.http.refuse();
   check_error(server.complete(), 503, "service_unavailable_error");
   check_error(server.get("/health"), 503, "service_unavailable_error");
+  server.model.is_slow = false;
   server.service->close(1h);
   CHECK(stream.read_all().body.ends_with("data: [DONE]\n\n"));
-  CHECK(whole.read_all().json()["usage"]["completion_tokens"] == 300);
+  CHECK(whole.read_all().json()["usage"]["completion_tokens"] == 1900);
+}
+
+TEST_CASE("at the end, an answer is written to its last byte, though it is compressed first, which takes a while") {
+  Running server;
+  server.model.is_slow = true;
+  const json body = {{"model", "fake"},   {"messages", {{{"role", "user"}, {"content", "x"}}}},
+                     {"logprobs", true},  {"top_logprobs", 20},
+                     {"max_tokens", 900}, {"n", 4}};
+  RawClient client(server.http.port());
+  client.send(http_request("POST", "/v1/chat/completions", body.dump(),
+                           "Content-Type: application/json\r\nAccept-Encoding: gzip\r\n"));
+  server.wait_for_running(1);
+  server.model.is_slow = false;
+  server.wait_for_running(0);
+  auto closed = std::async(std::launch::async, [&] { server.http.close(); });
+  const HttpAnswer answer = client.read_all();
+  CHECK(answer.status == 200);
+  CHECK(answer.head.find("Content-Length: " + std::to_string(answer.body.size())) != std::string::npos);
+  closed.get();
 }
 
 TEST_CASE("when there is no time left, streams and answers that run are told") {
@@ -338,9 +394,9 @@ TEST_CASE("when there is no time left, streams and answers that run are told") {
 
 TEST_CASE("a port that is taken, or a host that is not here, is refused by name") {
   Running server;
-  CHECK_THROWS_AS(HttpServer({.port = server.http.port(), .num_threads = 1}), engine::BadInput);
-  CHECK_THROWS_AS(HttpServer({.host = "192.0.2.1", .port = 0, .num_threads = 1}), engine::BadInput);
-  CHECK_THROWS_AS(HttpServer({.host = "", .port = 0, .num_threads = 1}), engine::BadInput);
+  CHECK_THROWS_AS(HttpServer({.port = server.http.port(), .max_connections = 1}), engine::BadInput);
+  CHECK_THROWS_AS(HttpServer({.host = "192.0.2.1", .port = 0, .max_connections = 1}), engine::BadInput);
+  CHECK_THROWS_AS(HttpServer({.host = "", .port = 0, .max_connections = 1}), engine::BadInput);
 }
 
 TEST_CASE("damaged requests never disturb the others") {

@@ -22,25 +22,30 @@ struct HttpAnswer {
 
 class RawClient {
  public:
-  explicit RawClient(int port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<std::uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    if (connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
-      throw std::runtime_error("nobody listens");
+  explicit RawClient(int port) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) { connect_to(port); }
+
+  /// Connects from the same port as `twin`, but from another address.
+  RawClient(int port, const RawClient& twin) : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in own{};
+    socklen_t length = sizeof own;
+    getsockname(twin.socket_, reinterpret_cast<sockaddr*>(&own), &length);
+    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1);
+    if (bind(socket_, reinterpret_cast<const sockaddr*>(&own), sizeof own) != 0)
+      throw std::runtime_error("the port is taken");
+    connect_to(port);
   }
   ~RawClient() { close(socket_); }
   RawClient(const RawClient&) = delete;
   RawClient& operator=(const RawClient&) = delete;
 
-  /// As much as the server takes.
-  void send(std::string_view bytes) {
+  /// As much as the server takes; false: not all.
+  bool send(std::string_view bytes) {
     while (!bytes.empty()) {
       const ssize_t num_sent = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
-      if (num_sent <= 0) return;
+      if (num_sent <= 0) return false;
       bytes.remove_prefix(static_cast<std::size_t>(num_sent));
     }
+    return true;
   }
   void close_sending() { shutdown(socket_, SHUT_WR); }
 
@@ -65,6 +70,15 @@ class RawClient {
   }
 
  private:
+  void connect_to(int port) {
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+      throw std::runtime_error("nobody listens");
+  }
+
   bool receive() {
     char buffer[4096];
     const ssize_t num_bytes = recv(socket_, buffer, sizeof buffer, 0);
