@@ -25,6 +25,7 @@ declare -A links=(
   [engine/swap]=language_model [engine/drafts]=language_model [engine/logprobs]=language_model
   [engine/step_meter]=language_model [engine/progress]=language_model [engine/priority]=language_model
   [engine/soak]=language_model [engine/service]="service language_model $text"
+  [engine/server/connection_threads]=server/connection_threads
   [engine/server/api_request]="server/api_request $text" [engine/server/api_response]="server/api_response server/metrics $text"
   [engine/files/model_config]="files/model_config $json" [engine/files/safetensors]="files/safetensors $json"
   [engine/parity]="language_model files/model_config files/safetensors model_cpu $json"
@@ -265,7 +266,7 @@ plant "a tile of queries skips what only its first one sees" attention/variants 
 plant "the owner of a slice's last unit is the next slice" cuda/kernels/decode_slices cuda/kernels/decode_slices.hpp 's/static_cast<int>(unit \/ size)/static_cast<int>((unit + 1) \/ size)/'
 plant "a sequence without keys has no item" attention/plan attention/plan.hpp 's/max(1, ceil_div(kv_len, split_keys))/ceil_div(kv_len, split_keys)/'
 plant "offsets are 32 bits wide" cpu/attend_extremes core/view.hpp 's/std::int64_t offset = 0/int offset = 0/'
-plant "blocks that are gone are read" cpu/attend_invariance cpu/tile.hpp 's/if (block >= 0 \&\& block < kv.num_blocks()) {/if (block >= 0) {/'
+plant "blocks that are gone are read" cpu/attend_invariance cpu/key_rows.hpp 's/if (block >= 0 \&\& block < kv.num_blocks()) {/if (block >= 0) {/'
 plant "hidden values are multiplied by zero" cpu/attend_extremes cpu/tile.hpp 's/if (least > 0.f) return add_values/return add_values/'
 plant "the batch moves split boundaries" cpu/attend_invariance cpu/attend.hpp 's/const int any_number = .*;/const int any_number = 4;/'
 plant "a prior is forgotten" cpu/attend_chains cpu/attend.hpp 's/prior_of(variant_, head)/-infinity/'
@@ -298,7 +299,7 @@ plant "a user may forge a role" engine/text/tokenizer_families engine/text/token
 plant "text is not normalised" engine/text/tokenizer_families engine/text/tokenizer.cpp 's/if (nfc_) normal = /if (false) normal = /'
 plant "digits come in runs" engine/text/tokenizer_families engine/text/tokenizer_reader.cpp 's/R"(\\p{N})" : /R"(\\p{N}+)" : /'
 plant "an escaped newline is an n" engine/text/chat_template engine/text/jinja_text.hpp "s/escaped == 'n' ? /escaped == 'x' ? /"
-plant "values behind a dropped block are read" cpu/attend_invariance cpu/tile.hpp 's/std::fill_n(v, num_lanes, kv.v.data);/std::fill_n(v, num_lanes, nullptr);/'
+plant "values behind a dropped block are read" cpu/attend_invariance cpu/key_rows.hpp 's/v.assign(size, kv.v.data);/v.assign(size, nullptr);/'
 plant "a sum starts anew at each slice" cpu/attend cpu/panel.hpp 's/sums\[r\]\[v\] = add ?/sums[r][v] = false ?/'
 plant "a product forgets its first slice" engine/gemm engine/gemm.hpp 's/panel, k > 0, out/panel, false, out/'
 plant "blocks are counted as often as they are read" engine/step_meter engine/step_meter.hpp 's/if (is_new(batch.tables.block_ids(s, block)))/if (true)/'
@@ -341,6 +342,17 @@ plant "who has gone is served on" engine/service engine/service.cpp 's/^    drop
 plant "everybody is let in" engine/service engine/service.cpp 's/if (num_waiting >= options_.max_queue) {/if (num_waiting > 1000) {/'
 plant "unknown fields are ignored" engine/server/api_request engine/server/api_request.cpp 's/^    refuse_unknown(request_.api, body);$//'
 plant "an event has no end" engine/server/api_response engine/server/api_response.cpp 's/return "data: " + std::string(data) + "\\n\\n";/return "data: " + std::string(data) + "\\n";/'
+plant "who has just been fetched is pushed out again" engine/swap engine/scheduler.hpp 's/ || !swap_.incoming().empty()) return false;/) return false;/'
+plant "a fetched request stays in a state that a stop has ended" engine/engine engine/scheduler.hpp 's/^    request.advance();$//'
+plant "siblings wait for a sample that was stopped" engine/engine engine/engine.hpp 's/^      request.advance();$/      {}/'
+plant "the last tokens of a beam search are not counted" engine/engine engine/engine.hpp 's/std::ssize(request.branches);/request.num_unfinished();/'
+plant "a beam is stopped alone" engine/engine engine/engine.hpp 's/^    pagedkv::require(!request.beam, .*$//'
+plant "threads that have ended are counted on" engine/server/connection_threads engine/server/connection_threads.cpp 's/^      --num_threads_;$//'
+plant "a thread too many serves" engine/server/connection_threads engine/server/connection_threads.cpp 's/if (num_threads_ == max_threads_) return;/if (num_threads_ > max_threads_) return;/'
+plant "pairs of keys are taken the wrong way round" cpu/attend_invariance cpu/panel.hpp 's/return row == 0 ? first_of/return row != 0 ? first_of/'
+plant "sums stay in the order of pairs" cpu/attend_invariance cpu/tile.hpp 's/if (!is_bf16 || converts_values_) return;/return;/'
+plant "rows that were looked up ahead serve any tile" cpu/attend_invariance cpu/tile.hpp 's/if (range == next_.range)/if (!next_.k.empty())/'
+plant "a pool begins anywhere" storage/kv_pool storage/kv_pool.hpp 's/alignment{64}/alignment{16}/'
 
 echo "$missed missed"
 [[ $missed -eq 0 ]]

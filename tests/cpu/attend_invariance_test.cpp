@@ -126,14 +126,14 @@ TEST_CASE("a prompt in one piece and its last queries alone get the same bits, f
 }
 
 TEST_CASE("few rows, which take values as they are stored, and many, which convert them first, get the same bits") {
-  const ProblemShape shape{.seed = 12,
-                           .q_len = {60},
-                           .kv_len = {150},
-                           .kv_heads = 2,
-                           .group_size = 3,
-                           .head_dim = 40,     // not a multiple of any vector
-                           .head_dim_v = 128,  // a multiple of all of them
-                           .block_size = 16};
+  ProblemShape shape{.seed = 12,
+                     .q_len = {60},
+                     .kv_len = {150},
+                     .kv_heads = 2,
+                     .group_size = 3,
+                     .head_dim = 40,     // not a multiple of any vector
+                     .head_dim_v = 128,  // a multiple of all of them
+                     .block_size = 16};
   const auto check = [&](auto zero) {
     using T = decltype(zero);
     GeneratedProblem<T, T, float> generated(shape);
@@ -146,9 +146,12 @@ TEST_CASE("few rows, which take values as they are stored, and many, which conve
     CHECK(mismatch(generated, expected_of(generated, rule), out_tolerance<float>()) == "");
     for (const int query_tile : {1, 2, 4, 16}) CHECK(same_bits(bits_for(query_tile), many));
   };
-  check(0.f);
-  check(bf16{});
-  check(f16{});
+  for (const int head_dim : {40, 96}) {  // keys of 96 stay pairs of bf16
+    shape.head_dim = head_dim;
+    check(0.f);
+    check(bf16{});
+    check(f16{});
+  }
 }
 
 TEST_CASE("few rows look up no block that a window has dropped, and get NaN from one that they see") {

@@ -40,11 +40,11 @@ __global__ void next_step_kernel(Array<const bf16> out, Array<bf16> q, Array<bf1
   if (threadIdx.x == 0) digest(static_cast<std::int64_t>(step)) = state;
 }
 
-ProblemShape batch() {
+ProblemShape batch(const std::vector<int>& kv_len, int kv_heads) {
   return {.seed = 71,
-          .q_len = {1, 1, 1, 1},
-          .kv_len = {200, 17, 33, 2000},
-          .kv_heads = 2,
+          .q_len = std::vector<int>(kv_len.size(), 1),
+          .kv_len = kv_len,
+          .kv_heads = kv_heads,
           .group_size = 4,
           .head_dim = head_dim,
           .head_dim_v = head_dim,
@@ -54,8 +54,8 @@ ProblemShape batch() {
 
 /// What every step's output was, from a chain of next_step, store_kv and decode, the newest key of each sequence being
 /// written anew in each step.
-std::vector<std::uint64_t> run_chain(cuda::Launch mode) {
-  GeneratedProblem<bf16> generated(batch());
+std::vector<std::uint64_t> run_chain(const ProblemShape& shape, cuda::Launch mode) {
+  GeneratedProblem<bf16> generated(shape);
   DeviceProblem device(generated);
   cuda::Workspace workspace({.head_dim_v = head_dim});
   Stream stream;
@@ -98,11 +98,13 @@ std::vector<std::uint64_t> run_chain(cuda::Launch mode) {
 }  // namespace
 
 TEST_CASE("2,000 steps of store_kv and decode that overlap give the bits of the same steps one after another") {
-  const std::vector<std::uint64_t> expected = run_chain(cuda::Launch::after_previous);
-  CHECK(expected[num_steps - 1] != expected[num_steps - 2]);
-  const std::vector<std::uint64_t> overlapped = run_chain(cuda::Launch::overlap_previous);
-  std::size_t first_difference = 0;
-  while (first_difference < expected.size() && overlapped[first_difference] == expected[first_difference])
-    ++first_difference;
-  CHECK_MESSAGE(first_difference == expected.size(), "first difference in step ", first_difference);
+  for (const ProblemShape& shape : {batch({200, 17, 33, 2000}, 2), batch({1500}, 8)}) {
+    const std::vector<std::uint64_t> expected = run_chain(shape, cuda::Launch::after_previous);
+    CHECK(expected[num_steps - 1] != expected[num_steps - 2]);
+    const std::vector<std::uint64_t> overlapped = run_chain(shape, cuda::Launch::overlap_previous);
+    std::size_t first_difference = 0;
+    while (first_difference < expected.size() && overlapped[first_difference] == expected[first_difference])
+      ++first_difference;
+    CHECK_MESSAGE(first_difference == expected.size(), "first difference in step ", first_difference);
+  }
 }

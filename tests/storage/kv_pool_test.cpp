@@ -3,6 +3,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdint>
+
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/error.hpp"
 
@@ -24,6 +26,15 @@ TEST_CASE("a new pool is zero, and its layers are views of one memory") {
   pool.layer(1).v(2, 1, 3, 1) = from_float<bf16>(5.f);
   CHECK(to_float(pool.layers().layer(1).v(2, 1, 3, 1)) == 5.f);
   CHECK(to_float(pool.layer(0).k.data[layout.num_elements() - 1]) == 5.f);
+}
+
+TEST_CASE("a pool begins where a cache line does") {
+  for (int num_blocks = 1; num_blocks < 40; ++num_blocks) {
+    KvLayout any = layout;
+    any.num_blocks = num_blocks;
+    KvPool<bf16> pool(any);
+    CHECK(reinterpret_cast<std::uintptr_t>(pool.layers().layer(0).k.data) % 64 == 0);
+  }
 }
 
 TEST_CASE("a pool that is moved keeps its bytes where they are") {

@@ -206,6 +206,7 @@ class Attention {
             &partials.softmax_of(first_partial + row), partials.sums_of(first_partial + row));
       }
     }
+    tile.finish(num_rows, partials.sums_of(first_partial));
   }
 
   // [rows, group, head_dim]

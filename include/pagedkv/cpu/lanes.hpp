@@ -75,6 +75,22 @@ inline Lanes load_lanes(const T* source) {
 
 inline void store_lanes(Lanes lanes, float* target) { std::memcpy(target, &lanes, sizeof lanes); }
 
+/// Pairs of bf16 as they lie in memory, widened without a shuffle.
+[[gnu::always_inline]] inline LaneBits load_pairs(const void* source) {
+  LaneBits pairs;
+  std::memcpy(&pairs, source, sizeof pairs);
+  return pairs;
+}
+inline Lanes first_of(LaneBits pairs) { return std::bit_cast<Lanes>(pairs << 16); }
+inline Lanes second_of(LaneBits pairs) { return std::bit_cast<Lanes>(pairs & 0xffff0000u); }
+
+/// Turns num_lanes first ones and num_lanes second ones into pairs side by side.
+[[gnu::always_inline]] inline void join_pairs(float* values) {
+  const Lanes first = load_lanes(values), second = load_lanes(values + num_lanes);
+  store_lanes(detail::interleave<0>(first, second, detail::EachLane{}), values);
+  store_lanes(detail::interleave<num_lanes / 2>(first, second, detail::EachLane{}), values + num_lanes);
+}
+
 [[gnu::always_inline]] inline Lanes all_lanes(float x) { return x - Lanes{}; }
 
 /// 2^x for x <= 0, with a relative error below 2^-22: 0 below -126, NaN of NaN, 1 of 0.

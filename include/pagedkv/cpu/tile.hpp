@@ -2,12 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "pagedkv/attention/online_softmax.hpp"
@@ -16,6 +15,7 @@
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/ids.hpp"
 #include "pagedkv/core/math.hpp"
+#include "pagedkv/cpu/key_rows.hpp"
 #include "pagedkv/cpu/lanes.hpp"
 #include "pagedkv/cpu/panel.hpp"
 #include "pagedkv/storage/kv_view.hpp"
@@ -25,98 +25,36 @@ inline namespace v0 {
 namespace cpu {
 namespace detail {
 
-/// A row of sums: whole panels.
-[[gnu::always_inline]] inline int padded(int dim) { return round_up(dim, panel_width); }
-
-template <StorageType T>
-void load_row(const T* __restrict source, int n, float* __restrict target) {
-  for (int i = 0; i < n; ++i) target[i] = to_float(source[i]);
-}
-
-/// Column `lane` of `target`, whose rows have panel_width floats, becomes rows[lane], for num_lanes of them.
-template <int NumLanes, StorageType T>
-void load_columns(const T* const* rows, int n, float* target) {
-  int i = 0;
-  if constexpr (std::is_same_v<T, bf16>) {  // two at a time: half as many shuffles
-    for (; i + 2 * num_lanes <= n; i += 2 * num_lanes) {
-      Lanes pairs[num_lanes];
-      for (int lane = 0; lane < num_lanes; ++lane) std::memcpy(&pairs[lane], rows[lane] + i, sizeof pairs[lane]);
-      transpose(pairs);
-      for (int j = 0; j < num_lanes; ++j, target += 2 * panel_width) {
-        const LaneBits bits = std::bit_cast<LaneBits>(pairs[j]);
-        store_lanes(std::bit_cast<Lanes>(bits << 16), target);
-        store_lanes(std::bit_cast<Lanes>(bits & 0xffff0000u), target + panel_width);
-      }
-    }
-  }
-  for (; i + num_lanes <= n; i += num_lanes, target += num_lanes * panel_width) {
-    Lanes square[num_lanes];
-    for (int lane = 0; lane < num_lanes; ++lane) square[lane] = load_lanes(rows[lane] + i);
-    transpose(square);
-    for (int j = 0; j < num_lanes; ++j) store_lanes(square[j], target + j * panel_width);
-  }
-  for (; i < n; ++i, target += panel_width)
-    for (int lane = 0; lane < num_lanes; ++lane) target[lane] = to_float(rows[lane][i]);
-}
-
-/// Where num_lanes keys of a sequence lie, from `range.begin` on: null for keys behind its end, not wanted or gone. The
-/// value of a key that is gone is multiplied by NaN, of the others by nothing.
-template <StorageType T, int NumLanes = num_lanes>
-struct KeyRows {
-  const T* k[num_lanes] = {};
-  const T* v[num_lanes];  // where k is null: some row that can be read
-
-  KeyRows(const KvView<const T>& kv, const TablesView<Space::host>& tables, int sequence, int kv_head, KeyRange range,
-          const KeyRanges& wanted) {
-    std::fill_n(v, num_lanes, kv.v.data);
-    for (int i = 0, num_keys = min(num_lanes, range.end - range.begin); i < num_keys;) {
-      const int index = (range.begin + i) / kv.block_size(), first_slot = (range.begin + i) % kv.block_size();
-      const int block = tables.block_ids(sequence, index), end = min(num_keys, i + kv.block_size() - first_slot);
-      if (block >= 0 && block < kv.num_blocks()) {
-        const T* k_row = kv.k.at(block, kv_head, first_slot, 0);
-        const T* v_row = kv.v.at(block, kv_head, first_slot, 0);
-        for (; i < end; ++i, k_row += kv.k.strides[2], v_row += kv.v.strides[2]) {
-          if (!wanted.contains(range.begin + i)) continue;
-          k[i] = k_row;
-          v[i] = v_row;
-        }
-      }
-      i = end;
-    }
-  }
-};
-
-template <StorageType T>
-[[gnu::always_inline]] inline void prefetch_row(const T* row, int n) {  // GCC drops calls that only prefetch
-  for (int i = 0; i < n; i += static_cast<int>(64 / sizeof(T))) __builtin_prefetch(row + i);
-}
-
-/// Keys of one KV head, converted once for all rows that see them, each at its own place in the tile. Only keys that a
+/// Keys of one KV head, transposed once for all rows that see them, each at its own place in the tile. Only keys that a
 /// row may see are read, and a row multiplies only values that it sees: what lies in other slots can be NaN.
 template <StorageType T, int PanelWidth = panel_width>
 class KeyTile {
  public:
-  /// Room for `max_keys` keys, for `num_rows` rows in all. Few rows take values as they are stored.
+  /// Room for `max_keys` keys, for `num_rows` rows in all. Few rows take values as they are stored, and bf16 keys as
+  /// pairs.
   KeyTile(const KvView<const T>& kv, int max_keys, int num_rows)
       : kv_(kv),
         head_dim_(kv.head_dim()),
         key_stride_(padded(max_keys)),
         value_stride_(padded(kv.head_dim_v())),
         converts_values_(num_rows > 2 * max_panel_rows || kv.head_dim_v() != value_stride_),
-        keys_(size(key_stride_) * size(head_dim_)),
+        has_pairs_(is_bf16 && !converts_values_ && head_dim_ % (2 * num_lanes) == 0),
+        key_depth_(has_pairs_ ? head_dim_ / 2 : head_dim_),
+        keys_(size(key_stride_) * size(key_depth_)),
         values_(converts_values_ ? size(max_keys) * size(value_stride_) : 0),
-        value_rows_(size(max_keys)),
         weights_(size(key_stride_) * max_panel_rows) {}
 
   /// Loads the keys of `range` that are in `wanted`. That may be generous (a chain can have a gap too many), so a block
   /// can be gone: rows that do not see it never notice, a row that does gets NaN.
   void load(const TablesView<Space::host>& tables, int sequence, int kv_head, KeyRange range, const KeyRanges& wanted) {
-    range_ = range;
-    for (int begin = range.begin; begin < range.end; begin += num_lanes) {
-      const KeyRows<T> ahead(kv_, tables, sequence, kv_head, {begin + keys_ahead, tables.kv_len(sequence)}, wanted);
-      load_rows(KeyRows<T>(kv_, tables, sequence, kv_head, {begin, range.end}, wanted), ahead, begin - range.begin,
-                min(num_lanes, range.end - begin));
-    }
+    if (range == next_.range)
+      std::swap(rows_, next_);
+    else
+      rows_.look_up(kv_, tables, sequence, kv_head, range, wanted);
+    const int next_end = min(range.end + num_keys(), tables.kv_len(sequence));
+    next_.look_up(kv_, tables, sequence, kv_head, {range.end, max(range.end, next_end)}, wanted);
+    if (!converts_values_) list_ahead();
+    for (int begin = 0; begin < num_keys(); begin += num_lanes) load_rows(begin, min(num_lanes, num_keys() - begin));
   }
 
   /// `num_rows` query rows of one sequence, at most max_panel_rows, in the order of their queries, against the tile;
@@ -127,7 +65,7 @@ class KeyTile {
               OnlineSoftmax* softmax, float* sums) {
     multiply_keys(num_rows, q, seen);
     const Position first = position_of(0), last = position_of(num_rows - 1);
-    const bool all_seen = sees_all(variant, first.sequence, first.query, last.query, range_);
+    const bool all_seen = sees_all(variant, first.sequence, first.query, last.query, rows_.range);
     float least = 1.f;
     for (int r = 0; r < num_rows; ++r) {
       float* const logits = weights_of(r);
@@ -143,49 +81,95 @@ class KeyTile {
     }
   }
 
+  /// When all keys are added: puts `sums` of load()'s rows, [num_rows, padded(head_dim_v)], in the order of columns.
+  void finish(int num_rows, float* sums) const {
+    if (!is_bf16 || converts_values_) return;
+    for (int i = 0; i < num_rows * value_stride_; i += 2 * num_lanes) join_pairs(sums + i);
+  }
+
  private:
-  static constexpr int keys_ahead = 32;  // fetched meanwhile: blocks lie anywhere, where no hardware looks for them
+  static constexpr bool is_bf16 = std::is_same_v<T, bf16>;
 
   static std::size_t size(int count) { return static_cast<std::size_t>(count); }
-  int num_keys() const { return range_.end - range_.begin; }
-  float* panel(int index) { return keys_.data() + size(index) * size(panel_width * head_dim_); }
+  int num_keys() const { return rows_.range.end - rows_.range.begin; }
+  float* panel(int index) { return keys_.data() + size(index) * size(panel_width * key_depth_); }
   float* weights_of(int row) { return weights_.data() + size(row) * size(key_stride_); }
 
   // The keys from `place` on in the tile, `count` of them.
-  void load_rows(const KeyRows<T>& rows, const KeyRows<T>& ahead, int place, int count) {
+  void load_rows(int place, int count) {
     float* const columns = panel(place / panel_width) + place % panel_width;
-    const T* const* any = std::find_if(rows.k, rows.k + count, [](const T* row) { return row != nullptr; });
-    if (any != rows.k + count) {
-      const T* filled[num_lanes];
-      for (int i = 0; i < num_lanes; ++i) filled[i] = rows.k[i] == nullptr ? *any : rows.k[i];
-      load_columns<num_lanes>(filled, head_dim_, columns);
+    const char* const is_there = &rows_.is_there[size(place)];
+    const int any = static_cast<int>(std::find(is_there, is_there + count, 1) - is_there);
+    if (any != count) {
+      const T* readable[num_lanes];
+      for (int i = 0; i < num_lanes; ++i) readable[i] = rows_.k[size(place + (is_there[i] ? i : any))];
+      load_columns(readable, columns);
     }
     for (int i = 0; i < count; ++i) {
-      if (ahead.k[i] != nullptr) {
-        prefetch_row(ahead.k[i], head_dim_);
-        prefetch_row(ahead.v[i], kv_.head_dim_v());
-      }
-      if (rows.k[i] == nullptr)
-        for (int d = 0; d < head_dim_; ++d) columns[d * panel_width + i] = std::numeric_limits<float>::quiet_NaN();
+      if (!is_there[i])
+        for (int d = 0; d < key_depth_; ++d) columns[d * panel_width + i] = std::numeric_limits<float>::quiet_NaN();
       else if (converts_values_)
-        load_row(rows.v[i], kv_.head_dim_v(), &values_[size(place + i) * size(value_stride_)]);
+        load_row(rows_.v[size(place + i)], kv_.head_dim_v(), values_.data() + size(place + i) * size(value_stride_));
     }
-    std::copy_n(rows.v, count, &value_rows_[size(place)]);
+    if (!converts_values_) return;
+    for (int i = place, end = min(place + count, static_cast<int>(next_.k.size())); i < end; ++i) {
+      prefetch_row(next_.k[size(i)], head_dim_);
+      prefetch_row(next_.v[size(i)], kv_.head_dim_v());
+    }
+  }
+
+  void load_columns(const T* const* rows, float* columns) const {
+    if constexpr (is_bf16)
+      if (has_pairs_) return detail::load_columns<num_lanes>(rows, head_dim_, reinterpret_cast<RowPair*>(columns));
+    detail::load_columns<num_lanes>(rows, head_dim_, columns);
+  }
+
+  // Blocks lie anywhere, where no hardware looks for them. While keys are multiplied, the values of this tile are
+  // fetched, while these are added, the keys of the next: evenly, for a burst stops the loads behind it.
+  void list_ahead() {
+    const int panels = value_stride_ / panel_width, key_bytes = head_dim_ * static_cast<int>(sizeof(T));
+    const int value_bytes = value_stride_ * static_cast<int>(sizeof(T)), step = value_bytes * panel_width / key_depth_;
+    values_ahead_.resize(size(key_stride_ / panel_width) * size(key_depth_));
+    const char** next = values_ahead_.data();
+    for (int begin = 0; begin < num_keys(); begin += panel_width) {
+      for (int k = 0, row = begin, byte = 0; k < key_depth_; ++k, byte += step) {
+        for (; byte >= value_bytes; byte -= value_bytes) ++row;
+        *next++ = reinterpret_cast<const char*>(rows_.v[size(min(row, num_keys() - 1))]) + byte;
+      }
+    }
+    keys_ahead_.assign(size(panels) * size(num_keys()), reinterpret_cast<const char*>(kv_.k.data));
+    for (int column = 0; column < panels; ++column) {
+      for (int i = 0; i < next_.range.end - next_.range.begin; ++i) {
+        keys_ahead_[size(column * num_keys() + i)] =
+            reinterpret_cast<const char*>(next_.k[size(i)]) + column * key_bytes / panels;
+      }
+    }
   }
 
   void multiply_keys(int num_rows, const float* q, const KeyRanges& seen) {
     for (int begin = 0; begin < num_keys(); begin += panel_width) {
-      if (!seen.touches({range_.begin + begin, range_.begin + min(begin + panel_width, num_keys())})) continue;
-      multiply(num_rows, q, head_dim_, Panel<float>{panel(begin / panel_width), panel_width, head_dim_}, false,
-               weights_.data() + begin, key_stride_);
+      const int key = rows_.range.begin + begin;
+      if (!seen.touches({key, min(key + panel_width, rows_.range.end)})) continue;
+      if (has_pairs_)
+        multiply_panel<RowPair>(num_rows, q, begin);
+      else
+        multiply_panel<float>(num_rows, q, begin);
     }
+  }
+
+  template <class Key>
+  void multiply_panel(int num_rows, const float* q, int begin) {
+    const int index = begin / panel_width;
+    Panel<Key> keys{reinterpret_cast<const Key*>(panel(index)), panel_width, key_depth_};
+    if (!converts_values_) keys.ahead = &values_ahead_[size(index * key_depth_)];
+    multiply(num_rows, q, head_dim_, keys, false, weights_.data() + begin, key_stride_);
   }
 
   // Products to logits; -inf where the row does not look.
   template <AttentionVariant V>
   void bend(float* logits, float scale, const V& variant, Position p, bool all_seen) const {
     for (int i = 0; i < num_keys(); ++i) {
-      p.key = range_.begin + i;
+      p.key = rows_.range.begin + i;
       logits[i] = all_seen || variant.visible(p) ? variant.logit(scale * logits[i], p) : -infinity;
     }
     std::fill(logits + num_keys(), logits + round_up(num_keys(), num_lanes), -infinity);
@@ -220,31 +204,39 @@ class KeyTile {
 
   // sums[r] += weights[r][i] * values[i] for keys from `begin` to `end`, in this order.
   void add_values(int row, int num_rows, int begin, int end, float* sums) {
-    if (converts_values_)
-      return add_panel(row, num_rows, begin, end, &values_[size(begin) * size(value_stride_)], value_stride_, sums);
+    if (converts_values_) {
+      const Panel<float> values{values_.data() + size(begin) * size(value_stride_), value_stride_, end - begin};
+      return add_panels(row, num_rows, begin, values, sums);
+    }
+    using Value = std::conditional_t<is_bf16, SplitBf16, T>;
     const std::int64_t stride = kv_.v.strides[2];
     for (int next; begin < end; begin = next) {  // as far as the slots of a block go
-      for (next = begin + 1; next < end && value_rows_[size(next)] == value_rows_[size(next - 1)] + stride;) ++next;
-      add_panel(row, num_rows, begin, next, value_rows_[size(begin)], stride, sums);
+      for (next = begin + 1; next < end && rows_.v[size(next)] == rows_.v[size(next - 1)] + stride;) ++next;
+      Panel<Value> values{reinterpret_cast<const Value*>(rows_.v[size(begin)]), stride, next - begin};
+      values.ahead = &keys_ahead_[size(begin)];
+      add_panels(row, num_rows, begin, values, sums);
     }
   }
 
-  template <StorageType Value>
-  void add_panel(int row, int num_rows, int begin, int end, const Value* values, std::int64_t stride, float* sums) {
-    for (int column = 0; column < value_stride_; column += panel_width) {
-      multiply(num_rows, weights_of(row) + begin, key_stride_, Panel<Value>{values + column, stride, end - begin}, true,
-               sums + row * value_stride_ + column, value_stride_);
+  template <class Value>
+  void add_panels(int row, int num_rows, int begin, Panel<Value> values, float* sums) {
+    for (int column = 0; column < value_stride_; column += panel_width, values.data += panel_width) {
+      multiply(num_rows, weights_of(row) + begin, key_stride_, values, true, sums + row * value_stride_ + column,
+               value_stride_);
+      if (values.ahead != nullptr) values.ahead += num_keys();
     }
   }
 
   const KvView<const T>& kv_;
   int head_dim_, key_stride_, value_stride_;
-  bool converts_values_;
-  KeyRange range_;                    // of the tile
-  std::vector<float> keys_;           // panels of panel_width keys, each [head_dim, panel_width]
-  std::vector<float> values_;         // [max_keys, value_stride], the padding of head_dim_v is zero
-  std::vector<const T*> value_rows_;  // [max_keys], as stored
-  std::vector<float> weights_;        // [max_panel_rows, key_stride]: of the rows at hand; products and logits at first
+  bool converts_values_, has_pairs_;
+  int key_depth_;                          // of a panel of keys: RowPairs count once
+  KeyRows<T> rows_, next_;                 // of the tile, of the one behind it
+  AlignedFloats<> keys_;                   // panels of panel_width keys, each [key_depth, panel_width], or RowPairs
+  AlignedFloats<> values_;                 // [max_keys, value_stride], the padding of head_dim_v is zero
+  std::vector<const char*> values_ahead_;  // [panels of keys, key_depth]
+  std::vector<const char*> keys_ahead_;    // [panels of columns, num_keys]
+  AlignedFloats<> weights_;  // [max_panel_rows, key_stride]: of the rows at hand; products and logits at first
 };
 
 }  // namespace detail

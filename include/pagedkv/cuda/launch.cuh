@@ -36,12 +36,23 @@ struct LaunchShape {
 namespace detail {
 
 /// Has the code that this GPU runs the instruction that waits? A GPU of compute capability 9.0 may also run code that
-/// was translated from PTX for an older one, which would start early and never wait.
+/// was translated from PTX for an older one, which would start early and never wait. The driver is asked once for
+/// kernels that a thread launches in a row.
 template <class... Parameters>
 bool can_overlap(void (*kernel)(Parameters...)) {
-  cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, kernel), "launch");
-  return attributes.ptxVersion >= 90;
+  thread_local struct {
+    int device = -1;
+    void (*kernel)(Parameters...) = nullptr;
+    bool answer = false;
+  } last;
+  int device = 0;
+  check(cudaGetDevice(&device), "launch");
+  if (device != last.device || kernel != last.kernel) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), "launch");
+    last = {device, kernel, attributes.ptxVersion >= 90};
+  }
+  return last.answer;
 }
 
 }  // namespace detail

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
+#include <new>
 #include <vector>
 
 #include "pagedkv/core/dtype.hpp"
@@ -14,9 +14,23 @@
 namespace pagedkv {
 inline namespace v0 {
 
+/// std::allocator whose memory begins where a cache line does: no row of a usual head_dim then lies across one more.
+template <class T>
+struct CacheLineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t alignment{64};
+
+  CacheLineAllocator() = default;
+  template <class U>
+  CacheLineAllocator(const CacheLineAllocator<U>&) {}
+  T* allocate(std::size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), alignment)); }
+  void deallocate(T* data, std::size_t) { ::operator delete(data, alignment); }
+  friend bool operator==(const CacheLineAllocator&, const CacheLineAllocator&) { return true; }
+};
+
 /// K and V of all layers, zeroed when made. Who owns which block is BlockAllocator's affair; the pool only has bytes,
 /// out of `Allocator`.
-template <StorageType T, class Allocator = std::allocator<T>>
+template <StorageType T, class Allocator = CacheLineAllocator<T>>
 class KvPool {
  public:
   /// Throws InvalidArgument on an impossible layout.
