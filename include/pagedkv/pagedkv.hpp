@@ -51,6 +51,7 @@
 #include "pagedkv/core/view.hpp"
 #include "pagedkv/cpu/attend.hpp"
 #include "pagedkv/cpu/executor.hpp"
+#include "pagedkv/cpu/key_rows.hpp"
 #include "pagedkv/cpu/lanes.hpp"
 #include "pagedkv/cpu/panel.hpp"
 #include "pagedkv/cpu/reference.hpp"

@@ -83,8 +83,10 @@ class KeyTile {
 
   /// When all keys are added: puts `sums` of load()'s rows, [num_rows, padded(head_dim_v)], in the order of columns.
   void finish(int num_rows, float* sums) const {
-    if (!is_bf16 || converts_values_) return;
-    for (int i = 0; i < num_rows * value_stride_; i += 2 * num_lanes) join_pairs(sums + i);
+    if constexpr (is_bf16) {
+      if (converts_values_) return;
+      for (int i = 0; i < num_rows * value_stride_; i += 2 * num_lanes) join_pairs(sums + i);
+    }
   }
 
  private:
