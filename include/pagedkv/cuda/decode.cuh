@@ -46,9 +46,9 @@ namespace detail {
 
 template <class Problem>
 inline constexpr bool decode_takes_types =
-    (std::is_same_v<typename Problem::Query, bf16> || std::is_same_v<typename Problem::Query, f16>)&&std::is_same_v<
-        typename Problem::Query, typename Problem::Element>&& std::is_same_v<typename Problem::Query,
-                                                                             typename Problem::Output>;
+    (std::is_same_v<typename Problem::Query, bf16> || std::is_same_v<typename Problem::Query, f16>) &&
+    std::is_same_v<typename Problem::Query, typename Problem::Element> &&
+    std::is_same_v<typename Problem::Query, typename Problem::Output>;
 
 /// Packed rows of the longest sequence.
 template <class Problem>
@@ -94,11 +94,13 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
     cut.max_pieces = workspace.options().max_partials / policy.rows;
   const std::int64_t units_per_row = max(1, ceil_div(problem.tables.max_kv_len, static_cast<int>(unit_keys)));
   const std::int64_t num_units = std::int64_t{cut.num_items} * cut.kv_heads * units_per_row;
-  std::int64_t max_slices = min<std::int64_t>(num_units, std::int64_t{workspace.device().num_sms} * policy.ctas_per_sm);
-  if (options.batch_invariant) max_slices = min(max_slices, cut.max_pieces / 2);
-  cut.max_slices = static_cast<int>(max_slices);
   cut.num_sms = workspace.device().num_sms;
   cut.small_slice_units = policy.small_slice_tiles * key_tile >> cut.unit_shift;
+  // CTAs that could never get a slice would take places from the kernel behind.
+  std::int64_t max_slices =
+      min<std::int64_t>(num_units, std::int64_t{cut.num_sms} * (is_small(cut, num_units) ? 1 : policy.ctas_per_sm));
+  if (options.batch_invariant) max_slices = min(max_slices, cut.max_pieces / 2);
+  cut.max_slices = static_cast<int>(max_slices);
   return cut;
 }
 

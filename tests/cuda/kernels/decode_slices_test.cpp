@@ -85,6 +85,33 @@ TEST_CASE("a long row alone is not cut into more pieces than can be merged while
   }
 }
 
+TEST_CASE("pieces that are units are merged whoever computes them: a long row alone is cut for every CTA") {
+  DecodeCut cut;
+  cut.max_slices = 264;
+  cut.num_sms = 132;
+  cut.small_slice_units = 4;
+  cut.unit_pieces = true;
+  for (const auto& [row_units, num_slices] : {std::pair{16, 16}, {64, 64}, {264, 132}, {1056, 264}}) {
+    CAPTURE(row_units);
+    CHECK(make_slices(cut, 1, row_units, row_units).num_slices == num_slices);
+  }
+}
+
+TEST_CASE("a small batch is cut alike whether a CTA an SM is started or more") {
+  DecodeCut large;
+  large.max_slices = 264;
+  large.num_sms = 132;
+  large.small_slice_units = 16;
+  DecodeCut small = large;
+  small.max_slices = 132;
+  for (std::int64_t num_units = 0; is_small(large, num_units); ++num_units) {
+    const Slices some = make_slices(small, 4, 64, num_units), more = make_slices(large, 4, 64, num_units);
+    REQUIRE(some.size == more.size);
+    REQUIRE(some.num_slices == more.num_slices);
+  }
+  CHECK(make_slices(small, 4, 64, 132 * 16 + 1).num_slices < make_slices(large, 4, 64, 132 * 16 + 1).num_slices);
+}
+
 TEST_CASE("each packed row of a sequence lies in one item, and those of a sequence of too many queries in none") {
   for (const int group_size : {1, 4, 5}) {
     for (const int max_q_len : {0, 1, 8, 15}) {

@@ -201,6 +201,20 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("the decode kernel joins more pieces of a row than shared memory has room for") {
+  ProblemShape shape{.seed = 5,
+                     .q_len = {1},
+                     .kv_len = {2500},
+                     .kv_heads = 1,
+                     .group_size = 3,
+                     .head_dim = 256,
+                     .head_dim_v = 256,
+                     .block_size = 16};
+  GeneratedProblem<bf16> generated(shape);
+  for (const bool unit_pieces : {false, true})  // 79 units
+    check<Config<bf16, 256>>(generated, Causal{}, {.num_ctas = 79, .unit_pieces = unit_pieces});
+}
+
 TEST_CASE("the decode kernel leaves prompts of a mixed batch alone, wherever they stand and however it is cut") {
   ProblemShape shape{.seed = 11,
                      .q_len = {},

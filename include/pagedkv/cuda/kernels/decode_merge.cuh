@@ -12,6 +12,7 @@
 #include "pagedkv/cuda/kernels/paged_rows.cuh"
 #include "pagedkv/cuda/kernels/partials.cuh"
 #include "pagedkv/cuda/ptx/convert.cuh"
+#include "pagedkv/cuda/ptx/cp_async.cuh"
 #include "pagedkv/cuda/ptx/global.cuh"
 #include "pagedkv/cuda/tile/fragment.hpp"
 
@@ -200,26 +201,23 @@ __device__ __forceinline__ RowQuad<Config> load_partial(const Partials& partials
   return piece;
 }
 
-/// All pieces of a row, in order; many are on their way at a time.
-template <class Config>
-__device__ __forceinline__ RowQuad<Config> join_pieces(const Partials& partials, const DecodePieces& pieces, int row,
-                                                       int column) {
-  constexpr int in_flight = Config::octets == 1 && Config::head_dim <= 128 ? 8 : 4;  // more is slower, or spills
-  RowQuad<Config> total;
+/// Joins load(0) to load(num - 1) to a total, in this order; many are on their way at a time. `one_by_one`: with the bits of
+/// whoever folds piece after piece.
+template <class Config, class Load>
+__device__ __forceinline__ void join_in_order(RowQuad<Config>& total, int num, bool one_by_one, Load&& load) {
 #pragma unroll 1
-  for (int first = 0; first < pieces.num; first += in_flight) {
-    RowQuad<Config> some[in_flight];
+  for (int first = 0; first < num; first += Config::joined_at_once) {
+    RowQuad<Config> some[Config::joined_at_once];
 #pragma unroll
-    for (int i = 0; i < in_flight; ++i)
-      if (first + i < pieces.num) some[i] = load_partial<Config>(partials, pieces.slot(first + i), row, column);
-    if (!pieces.are_units) {
+    for (int i = 0; i < Config::joined_at_once; ++i)
+      if (first + i < num) some[i] = load(first + i);
+    if (!one_by_one) {
       total.merge(join<Config>(some));
       continue;
     }
 #pragma unroll
-    for (int i = 0; i < in_flight; ++i) total.merge(some[i]);  // as the owner of a whole row does
+    for (int i = 0; i < Config::joined_at_once; ++i) total.merge(some[i]);
   }
-  return total;
 }
 
 /// The end of a piece, all warps together: join their outputs; then finish the row, or fold the piece into the total of
@@ -263,10 +261,64 @@ __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared,
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void merge_rows(const Problem& problem, const V& variant, const DecodeCut& cut,
                                            const Partials& partials, const DecodeRows& rows) {
+  const DecodePieces& pieces = rows.pieces;
   for_each_quad<Config>(0, rows.item.num_rows, [&](int row, int column) {
-    const RowQuad<Config> total = join_pieces<Config>(partials, rows.pieces, row, column);
+    RowQuad<Config> total;
+    join_in_order<Config>(total, pieces.num, pieces.are_units,
+                          [&](int piece) { return load_partial<Config>(partials, pieces.slot(piece), row, column); });
     finish_row<Config>(problem, variant, rows.item, cut, rows.head, row, column, total);
   });
+}
+
+/// The same, bit for bit, at the end of a CTA's slice, when the rings are free: as many pieces as they have room for are on
+/// their way at a time, where there are more than registers hold.
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void merge_rows_at_end(typename Config::SharedMemory& shared, const Problem& problem,
+                                                  const V& variant, const DecodeCut& cut, const Partials& partials,
+                                                  const DecodeRows& rows) {
+  constexpr int columns = Config::head_dim_v, quads_per_row = columns / Config::quad;
+  constexpr int num_rows = Config::threads / quads_per_row;  // at a time, a quad to each thread
+  constexpr auto room = static_cast<int>(sizeof(shared.ring) / (sizeof(float) * columns + sizeof(OnlineSoftmax)));
+  constexpr int num_pieces = room / num_rows / Config::joined_at_once * Config::joined_at_once;  // at a time
+  static_assert(num_rows > 0 && num_pieces > 0);
+  auto* const outputs = reinterpret_cast<float*>(&shared.ring);                      // [num_pieces, num_rows, columns]
+  auto* const softmax = reinterpret_cast<OnlineSoftmax*>(outputs + room * columns);  // [num_pieces, num_rows]
+
+  if (rows.pieces.num <= Config::joined_at_once) return merge_rows<Config>(problem, variant, cut, partials, rows);
+  const DecodePieces pieces = rows.pieces;  // out of shared memory, which would be read again after each copy
+  const int all_rows = rows.item.num_rows, thread = static_cast<int>(threadIdx.x);
+  const int own_row = thread / quads_per_row, column = thread % quads_per_row * Config::quad;
+  for (int row_begin = 0; row_begin < all_rows; row_begin += num_rows) {
+    const bool has_quad = own_row < min(num_rows, all_rows - row_begin);
+    RowQuad<Config> total;
+    for (int first = 0; first < pieces.num; first += num_pieces) {
+      const int count = min(num_pieces, pieces.num - first);
+      for (int piece = 0; has_quad && piece < count; ++piece) {
+        const std::int64_t index = pieces.slot(first + piece) * Config::rows + row_begin + own_row;
+        ptx::cp_async_16(&outputs[(piece * num_rows + own_row) * columns + column], partials.outputs.at(index, column),
+                         true);
+      }
+      ptx::cp_async_commit();
+      for (int i = thread; i < count * num_rows; i += Config::threads) {
+        const int row = row_begin + i % num_rows;
+        if (row >= all_rows) continue;
+        float words[2];
+        ptx::load_past_l1(words, &partials.softmax(pieces.slot(first + i / num_rows) * Config::rows + row).max);
+        softmax[i] = {words[0], words[1]};
+      }
+      ptx::cp_async_wait<0>();
+      __syncthreads();
+      if (has_quad) {
+        join_in_order<Config>(total, count, pieces.are_units, [&](int piece) {
+          const int place = piece * num_rows + own_row;
+          const auto four = *reinterpret_cast<const FourFloats*>(&outputs[place * columns + column]);
+          return RowQuad<Config>{softmax[place], {four.x[0], four.x[1], four.x[2], four.x[3]}};
+        });
+      }
+      __syncthreads();
+    }
+    if (has_quad) finish_row<Config>(problem, variant, rows.item, cut, rows.head, row_begin + own_row, column, total);
+  }
 }
 
 /// One thread, behind a barrier that follows the stores of all others: counts this CTA in. Is it the last?

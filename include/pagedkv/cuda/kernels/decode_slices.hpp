@@ -121,6 +121,11 @@ struct Slices {
   PAGEDKV_HD constexpr int owner(std::int64_t unit) const { return static_cast<int>(unit / size); }
 };
 
+/// Is one slice an SM enough for so many units?
+PAGEDKV_HD constexpr bool is_small(const DecodeCut& cut, std::int64_t num_units) {
+  return num_units <= std::int64_t{cut.num_sms} * cut.small_slice_units;
+}
+
 /// As even as can be, but round: from 32 units on, an even number. Rows of a batch often are round, too, and then slices
 /// end where rows do, or cut all of them alike; a row that is not cut, or a slice with one piece, saves more than a few
 /// slices without work cost.
@@ -129,13 +134,13 @@ PAGEDKV_HD constexpr Slices make_slices(const DecodeCut& cut, int min_slice_unit
                                         std::int64_t num_units) {
   Slices slices{.num_units = num_units};
   if (num_units == 0) return slices;
-  const bool is_small = num_units <= std::int64_t{cut.num_sms} * cut.small_slice_units;
-  const std::int64_t even =
-      ceil_div(num_units, std::int64_t{is_small ? min(cut.num_sms, cut.max_slices) : cut.max_slices});
+  const int wanted = is_small(cut, num_units) ? min(cut.num_sms, cut.max_slices) : cut.max_slices;
+  const std::int64_t even = ceil_div(num_units, std::int64_t{wanted});
   // While few CTAs have anything to do, it is better to have more of them than slices that are worth their merging; but
   // eight pieces take as long to merge as a unit to compute, so that a row is best cut into the root of its eighth.
+  // Pieces that are units are merged whatever the slices are.
   std::int64_t least = min<std::int64_t>(min_slice_units, ceil_div(num_units, std::int64_t{max(1, cut.num_sms / 2)}));
-  while (8 * least * least < row_units) ++least;
+  while (!cut.unit_pieces && 8 * least * least < row_units) ++least;
   slices.size = max(even, least);
   if (slices.size >= 32) slices.size = round_up<std::int64_t>(slices.size, 2);
   slices.num_slices = static_cast<int>(ceil_div(num_units, slices.size));

@@ -58,6 +58,7 @@ struct DecodeSm80Config {
   static constexpr int later_groups = 2 * (stages - 1);       // of copies, of the stages behind the one at hand
   static constexpr int ctas_per_sm = Policy.ctas_per_sm;
   static constexpr int quad = 4;  // columns of the output that a thread merges at a time
+  static constexpr int joined_at_once = octets == 1 && HeadDim <= 128 ? 8 : 4;  // pieces; more is slower, or spills
 
   using KeyTile = SwizzledTile<HeadDim>;
   using ValueTile = SwizzledTile<HeadDimV>;
@@ -380,7 +381,7 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   if (threadIdx.x == 0) shared.is_last[num_pieces % 2] = is_last;
   __syncthreads();
   if (is_waiting && shared.is_last[num_pieces % 2])
-    merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));
+    merge_rows_at_end<Config>(shared, problem, variant, cut, partials, rows_of(num_pieces + 2));
   if (cut.beside_previous) leave(cut);
 }
 
