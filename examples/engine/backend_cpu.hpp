@@ -87,8 +87,8 @@ class CpuBackend {
   }
 
   void matmul(const Rows& x, const Matrix& w, const Rows& out) {
-    constexpr std::int64_t worth_waking =
-        1 << 19;  // multiply-adds: some 10 us of one core, against some 5 to wake another
+    // Multiply-adds: some 10 us of one core, against some 5 to wake another.
+    constexpr std::int64_t worth_waking = 1 << 19;
     if (x.extents[0] * w.rows() * w.cols() < worth_waking)
       engine::matmul(x, w, out, pagedkv::cpu::InlineExecutor{});
     else
@@ -208,8 +208,8 @@ class CpuBackend {
       for (std::size_t i = 0; i < values.size(); ++i) x.at(row, 0)[i] += values[i];
   }
 
-  // Su et al. 2021, arXiv:2104.09864, in the layout of Hugging Face's checkpoints: element i turns with i + head_dim
-  // / 2.
+  // Su et al. 2021, arXiv:2104.09864, in the layout of Hugging Face's checkpoints: element i turns with the one half a
+  // head behind it.
   void turn(const Heads& x) const {
     const std::int64_t half = x.extents[2] / 2;
     for (std::int64_t row = 0; row < x.extents[0]; ++row)

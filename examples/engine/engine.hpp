@@ -123,9 +123,13 @@ class Engine {
   }
 
   /// Ends one sample, whose text holds what the user wanted it to stop at. Nothing happens if it has ended already.
-  /// Throws std::out_of_range for an id or a sample that is not there, and Error while a beam search runs.
+  /// Throws std::out_of_range for an id or a sample that is not there, and InvalidArgument while a beam search runs, or
+  /// where several samples have not parted yet: until the prompt is computed there is one branch, which all of them
+  /// need. abort() ends them all at any time.
   void stop(int id, int sample) {
     Request& request = *requests_.at(id);
+    pagedkv::require(std::ssize(request.branches) >= request.params.n, "Engine::stop: samples behind a computed prompt",
+                     request.params.n, std::ssize(request.branches));
     Branch& branch = request.branches.at(index(sample));
     if (branch.finish != Finish::none && branch.tokens.back() >= 0) return;
     pagedkv::require(!request.beam, "Engine::stop: request", "samples", "a beam search");

@@ -23,8 +23,14 @@ struct EngineOptions {
 
   /// Throws BadInput, naming the field.
   void validate() const {
-    if (num_host_blocks < 0) throw BadInput("host blocks", "at least 0", std::to_string(num_host_blocks));
-    if (drafts.max_drafts < 0) throw BadInput("drafts", "at least 0", std::to_string(drafts.max_drafts));
+    const auto check = [](const char* name, int lowest, int found) {
+      if (found < lowest) throw BadInput(name, "at least " + std::to_string(lowest), std::to_string(found));
+    };
+    check("max batched tokens", 1, scheduler.max_batched_tokens);
+    check("max seqs", 1, scheduler.max_seqs);
+    check("watermark", 0, scheduler.watermark);
+    check("host blocks", 0, num_host_blocks);
+    check("drafts", 0, drafts.max_drafts);
     if (drafts.min_ngram < 1 || drafts.min_ngram > drafts.max_ngram)
       throw BadInput("n-grams of drafts", "1 or longer, the longest not below the shortest",
                      std::to_string(drafts.min_ngram) + " to " + std::to_string(drafts.max_ngram));

@@ -200,7 +200,9 @@ class EngineService::Worker {
     for (const Event& event : events) {
       const int id = event.request->id;
       Live& live = live_.at(id);
-      Piece piece = piece_of(event, live.samples.at(static_cast<std::size_t>(event.sample)));
+      Live::Sample& sample = live.samples.at(static_cast<std::size_t>(event.sample));
+      if (sample.stops.found()) continue;  // the step brought more than the text's end: guesses that were right
+      Piece piece = piece_of(event, sample);
       if (event.finish == Finish::none && piece.finish == Finish::stop) stopped.emplace_back(id, event.sample);
       observe(event, live, now);
       if (piece.finish != Finish::none) {

@@ -58,5 +58,5 @@ TEST_CASE("a transposed square has its columns as rows, and a reduction joins ev
     for (int j = 0; j < num_lanes; ++j) CHECK(rows[i][j] == static_cast<float>(100 * j + i));
   Lanes powers{};
   for (int i = 0; i < num_lanes; ++i) powers[i] = static_cast<float>(1 << i);
-  CHECK(reduce(powers, [](float a, float b) { return a + b; }) == static_cast<float>((1 << num_lanes) - 1));
+  CHECK(reduce(powers, [](Lanes a, Lanes b) { return a + b; }) == static_cast<float>((1 << num_lanes) - 1));
 }

@@ -138,6 +138,25 @@ TEST_CASE("when the one sample that still recomputes is stopped, here or in host
   }
 }
 
+TEST_CASE("samples that still share their prompt are not stopped one by one; an only sample is, at any time") {
+  FakeEngine engine({.num_blocks = 16, .block_size = 4, .scheduler = {.max_batched_tokens = 4}});
+  const SamplingParams params{.max_tokens = 6, .n = 2, .temperature = 1, .seed = 5};
+  const int id = engine->submit(prompt_of(10), params);
+  const int only = engine->submit(prompt_of(7, 3), {.max_tokens = 6});
+  engine->stop(only, 0);
+  CHECK(engine->request(only).state == State::finished);
+  for (int num_chunks = 0; num_chunks < 3; ++num_chunks) {  // it waits, then two of its three chunks are computed
+    CHECK_THROWS_AS(engine->stop(id, 0), pagedkv::InvalidArgument);
+    CHECK_THROWS_AS(engine->stop(id, 1), pagedkv::InvalidArgument);
+    CHECK(engine->request(id).state != State::finished);
+    engine->step();
+  }
+  engine->stop(id, 0);
+  engine->run();
+  CHECK(engine.generated(id, 0).size() == 1);
+  CHECK(engine.generated(id, 1) == expected_of(prompt_of(10), params, 1));
+}
+
 TEST_CASE("a beam search is not stopped beam by beam, and counts the tokens of all of them") {
   FakeEngine engine({.num_blocks = 16, .block_size = 4});
   const int id = engine->submit(prompt_of(4), {.max_tokens = 6, .beam_width = 2});

@@ -50,6 +50,16 @@ TEST_CASE("what can never be served is refused at submission, with both numbers,
   CHECK(engine.generated(id) == expected_of(prompt_of(8), 9));
 }
 
+TEST_CASE("options with which nobody could be served are refused by name") {
+  const auto refusal = [](const SchedulerOptions& options) {
+    return message_of([&] { FakeEngine engine({.num_blocks = 16, .block_size = 4, .scheduler = options}); });
+  };
+  CHECK(refusal({.max_batched_tokens = 0}) == "max batched tokens: at least 1 expected, 0 found");
+  CHECK(refusal({.max_seqs = 0}) == "max seqs: at least 1 expected, 0 found");
+  CHECK(refusal({.watermark = -1}) == "watermark: at least 0 expected, -1 found");
+  CHECK(refusal({.max_batched_tokens = 1, .max_seqs = 1}) == "nothing thrown");
+}
+
 TEST_CASE("sustained arrivals do not starve those who decode") {
   FakeEngine engine({.num_blocks = 64, .block_size = 4, .scheduler = {.max_batched_tokens = 8, .max_seqs = 4}});
   const int first = engine->submit(prompt_of(4), {.max_tokens = 20});

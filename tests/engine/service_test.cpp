@@ -91,8 +91,10 @@ struct Spoken {
   Speaker model;
   engine::Engine engine;
 
-  explicit Spoken(std::string text, int max_seqs = 4)
-      : model(std::move(text)), engine(config(), model, {.num_blocks = 1024, .scheduler = {.max_seqs = max_seqs}}) {}
+  explicit Spoken(std::string text, int max_seqs = 4, int max_drafts = 0)
+      : model(std::move(text)),
+        engine(config(), model,
+               {.num_blocks = 1024, .scheduler = {.max_seqs = max_seqs}, .drafts = {.max_drafts = max_drafts}}) {}
   ~Spoken() {
     CHECK_NOTHROW(engine.check_integrity());
     CHECK(engine.blocks().num_used() == 0);
@@ -199,6 +201,25 @@ TEST_CASE("a text ends before its stop string, whose beginning was held back") {
   const Answer both = read_all(service.submit({'>'}, {.max_tokens = 13, .n = 2}, {"e t"}), 2);
   CHECK(both.texts == std::vector<std::string>{"on", "on"});
   CHECK(spoken.engine.blocks().num_used() == 0);
+}
+
+TEST_CASE("what was guessed right behind a stop string is not told, and the text ends once") {
+  const Watchdog watchdog("stop strings and drafts");
+  const std::string text = "one two one two one two one two one two";
+  Spoken spoken(text, 4, 6);
+  {
+    EngineService service(spoken.engine, tokenizer(), {});
+    for (std::size_t length = 9; length < 20; ++length) {
+      const std::string stop = text.substr(3, length);
+      const Answer answer = read_all(service.submit({'>'}, {.max_tokens = 39}, {stop}));
+      CHECK(answer.texts[0] == "one");
+      CHECK(answer.tokens[0].size() == 3 + length);
+      CHECK(answer.end == End::complete);
+    }
+    service.close(1h);
+    CHECK(service.stats().num_samples[static_cast<std::size_t>(Finish::stop)] == 11);
+  }
+  CHECK(spoken.engine.stats().accepted_drafts > 0);
 }
 
 TEST_CASE("a token that ends the text is not part of it") {

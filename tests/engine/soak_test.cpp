@@ -129,10 +129,14 @@ TEST_CASE("random loads with aborts and stops end, with the oracle's texts, and 
         engine->abort(id);
         asked[id].is_aborted = true;
         ++num_aborted;
-      } else if (!engine->request(id).beam) {
-        const auto& branches = engine->request(id).branches;
-        engine->stop(id, random.between(0, static_cast<int>(branches.size()) - 1));
-        ++num_stopped;
+      } else if (const Request& live = engine->request(id); !live.beam) {
+        const int sample = random.between(0, live.params.n - 1);
+        if (std::ssize(live.branches) < live.params.n) {
+          CHECK_THROWS_AS(engine->stop(id, sample), pagedkv::InvalidArgument);
+        } else {
+          engine->stop(id, sample);
+          ++num_stopped;
+        }
       }
       CHECK_NOTHROW(engine->check_integrity());
     };

@@ -36,13 +36,14 @@ async function load() {
 async function send(text) {
   if (!model) await load();
   show("user", text);
-  messages.push({role: "user", content: text});
-  const body = model.has_chat ? {messages} : {prompt: text, max_tokens: 200};
+  const asked = [...messages, {role: "user", content: text}];
+  const body = model.has_chat ? {messages: asked} : {prompt: text, max_tokens: 200};
   going = new AbortController();
   const reply = await fetch(model.has_chat ? "/v1/chat/completions" : "/v1/completions", {
     method: "POST", headers: headers(), signal: going.signal,
     body: JSON.stringify({model: model.id, stream: true, ...body})});
   if (!reply.ok) throw new Error((await reply.json()).error.message);
+  messages = asked;
   const box = show("assistant", ""), decoder = new TextDecoder();
   let rest = "";
   try {
@@ -53,7 +54,7 @@ async function send(text) {
       const events = rest.split("\n\n");
       rest = events.pop();
       for (const event of events) {
-        if (event === "data: [DONE]") continue;
+        if (event === "data: [DONE]" || event.startsWith(":")) continue;
         const json = JSON.parse(event.slice(6));
         if (json.error) throw new Error(json.error.message);
         for (const choice of json.choices) box.textContent += choice.text ?? choice.delta.content ?? "";

@@ -3,10 +3,12 @@
 
 #include <netdb.h>
 #include <netinet/in.h>
-#include <sys/select.h>
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <charconv>
+#include <filesystem>
+#include <system_error>
 
 namespace engine::server {
 
@@ -28,7 +30,11 @@ std::string address_of(const sockaddr_storage& peer) {
 /// Calls `see(socket, peer)` for every connection to `local_port`.
 template <class See>
 void for_each_connection(int local_port, See&& see) {
-  for (int socket = 0; socket < FD_SETSIZE; ++socket) {  // httplib uses select()
+  std::error_code none;
+  for (const auto& open_file : std::filesystem::directory_iterator("/dev/fd", none)) {
+    const std::string name = open_file.path().filename().string();
+    int socket = -1;
+    std::from_chars(name.data(), name.data() + name.size(), socket);
     sockaddr_storage peer{}, local{};
     socklen_t peer_len = sizeof peer, local_len = sizeof local;
     if (getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &peer_len) == 0 &&

@@ -28,12 +28,14 @@ namespace engine::server {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr milliseconds glance{100};  // between two looks whether the client is still there
 constexpr std::chrono::seconds body_patience{30};
 constexpr std::size_t longest_path = 64;  // none of ours is as long
 constexpr const char* json_type = "application/json";
+constexpr const char* sign_of_life = ": keep-alive\n\n";  // a comment, which readers of events skip
 
 std::int64_t seconds_since_1970() {
   return std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -199,6 +201,7 @@ class HttpServer::Implementation {
     TextStream texts;
     ApiResponse answer;
     std::string opening = answer.opening();  // empty once it is written
+    Clock::time_point last_write = Clock::now();
   };
 
   void handle(Exchange exchange) {
@@ -259,11 +262,11 @@ class HttpServer::Implementation {
     if (std::strtoull(exchange.request.get_header_value("Content-Length").c_str(), nullptr, 10) > reading_limit())
       return Arrival::too_large;  // httplib would read it all, for as long as that takes
     std::size_t num_bytes = 0;
-    const auto deadline = std::chrono::steady_clock::now() + body_patience;
+    const auto deadline = Clock::now() + body_patience;
     const bool is_whole = (*exchange.reader)([&](const char* data, std::size_t length) {
       num_bytes += length;
       if (body != nullptr && num_bytes <= options_.body_limit) body->append(data, length);
-      return num_bytes < reading_limit() && std::chrono::steady_clock::now() < deadline;
+      return num_bytes < reading_limit() && Clock::now() < deadline;
     });
     if (num_bytes > options_.body_limit || exchange.response.status == 413) return Arrival::too_large;
     return is_whole ? Arrival::whole : Arrival::broken;
@@ -333,9 +336,9 @@ class HttpServer::Implementation {
     exchange.response.set_content(answer.json(texts.num_cached()), json_type);
   }
 
-  static void stream(Exchange& exchange, TextStream texts, ApiResponse answer) {
+  void stream(Exchange& exchange, TextStream texts, ApiResponse answer) const {
     const auto streaming = std::make_shared<Streaming>(std::move(texts), std::move(answer));
-    const auto write_on = [streaming](std::size_t, httplib::DataSink& sink) {
+    const auto write_on = [streaming, heartbeat = options_.heartbeat](std::size_t, httplib::DataSink& sink) {
       if (!sink.is_writable()) return false;  // the client has left, or not read for long: everything is dropped
       std::string events = std::exchange(streaming->opening, {});
       const TextStream::News news = streaming->texts.wait(events.empty() ? glance : milliseconds(0));
@@ -344,7 +347,12 @@ class HttpServer::Implementation {
         events += streaming->answer.closing(streaming->texts.num_cached());
       else if (news.end != End::none)
         events += sse_event(error_json(error_of(news.end)));
-      if (!events.empty() && !sink.write(events.data(), events.size())) return false;
+      const Clock::time_point now = Clock::now();
+      if (events.empty() && heartbeat.count() > 0 && now - streaming->last_write >= heartbeat) events = sign_of_life;
+      if (!events.empty()) {
+        if (!sink.write(events.data(), events.size())) return false;
+        streaming->last_write = now;
+      }
       if (news.end != End::none) sink.done();
       return true;
     };

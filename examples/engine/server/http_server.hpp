@@ -1,6 +1,7 @@
 // HttpServer: OpenAI's completions and chat completions over HTTP, in front of an EngineService.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -16,6 +17,7 @@ struct HttpOptions {
   std::string api_key = {};                       // not empty: what clients must show, except for / and /health
   std::size_t body_limit = std::size_t{4} << 20;  // bytes
   int max_connections = 320;                      // a thread each, while they last; more clients wait unanswered
+  std::chrono::milliseconds heartbeat{15'000};    // of silent streams, which proxies would cut; 0: none
 };
 
 /// Listens from its constructor on, and answers 503 until it has something to serve. One request a connection: who asks

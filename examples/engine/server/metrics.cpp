@@ -68,7 +68,7 @@ std::string metrics_text(const ServiceStats& stats) {
   writer.counter("cached_tokens_total", "Those of them that the prefix cache had.",
                  as_double(stats.engine.cached_tokens));
   writer.counter("generated_tokens_total", "Tokens generated.", as_double(stats.engine.generated_tokens));
-  writer.counter("preemptions_total", "Requests pushed out to be recomputed.", as_double(stats.engine.num_preemptions));
+  writer.counter("preemptions_total", "Requests pushed out, to go on later.", as_double(stats.engine.num_preemptions));
   writer.counter("steps_total", "Steps of the engine.", as_double(stats.engine.num_steps));
   writer.counter("step_seconds_total", "Seconds inside these steps.", stats.engine.seconds);
   writer.family("kv_blocks", "KV blocks, by their state.", "gauge",

@@ -28,8 +28,6 @@ std::string read_jinja(const JsonField& config) {
   return "";
 }
 
-std::string lit(std::string_view text) { return jinja_literal(text); }
-
 /// `tag` is one literal: its text.
 std::optional<std::string> only_literal(std::string_view tag) {
   if (tag.size() < 2 || tag.front() != '\2' || tag.find('\3') != tag.size() - 1) return std::nullopt;
@@ -80,20 +78,20 @@ ChatTemplate::ChatTemplate(const std::string& jinja, const std::string& bos, con
 }
 
 bool ChatTemplate::read_chatml(const JinjaText& text) {
-  const std::string message = lit("<|im_start|>") + "+message.role+" + lit("\n");
-  const std::string end = lit("<|im_end|>\n");
-  const std::string thinking = lit("<|im_start|>") + "+message.role+" + lit("\n<think>\n") +
-                               "+reasoning_content.strip(" + lit("\n") + ")+" + lit("\n</think>\n\n") +
-                               "+content.lstrip(" + lit("\n") + ")";
+  const std::string message = jinja_literal("<|im_start|>") + "+message.role+" + jinja_literal("\n");
+  const std::string end = jinja_literal("<|im_end|>\n");
+  const std::string thinking = jinja_literal("<|im_start|>") + "+message.role+" + jinja_literal("\n<think>\n") +
+                               "+reasoning_content.strip(" + jinja_literal("\n") + ")+" +
+                               jinja_literal("\n</think>\n\n") + "+content.lstrip(" + jinja_literal("\n") + ")";
   // Tags that print only part of a message stand in what is for tools, and in Qwen 3's handling of thoughts.
   const std::string known[] = {message + "+message.content+" + end,
                                message + "+content+" + end,
                                message + "+content",
                                thinking,
-                               lit("<|im_start|>") + "+message.role",
-                               lit("<|im_start|>user"),
-                               lit("<|im_start|>system\n"),
-                               lit("<|im_start|>system\n") + "+messages[0].content+" + end};
+                               jinja_literal("<|im_start|>") + "+message.role",
+                               jinja_literal("<|im_start|>user"),
+                               jinja_literal("<|im_start|>system\n"),
+                               jinja_literal("<|im_start|>system\n") + "+messages[0].content+" + end};
   has_thinking_ = text.has(thinking);
   if (!text.has(known[0]) && !text.has(known[1])) return false;
   if (text.has("|trim") || (text.has("think>") && !has_thinking_)) return false;
@@ -113,10 +111,12 @@ bool ChatTemplate::read_chatml(const JinjaText& text) {
 
 bool ChatTemplate::read_llama3(const JinjaText& text) {
   const std::string begin = "<|start_header_id|>", end = "<|end_header_id|>\n\n";
-  if (!text.has(lit(begin) + "+message.role+" + lit(end) + "+message.content|trim+" + lit("<|eot_id|>"))) return false;
+  if (!text.has(jinja_literal(begin) + "+message.role+" + jinja_literal(end) + "+message.content|trim+" +
+                jinja_literal("<|eot_id|>")))
+    return false;
   generation_prompt_ = begin + "assistant" + end;
-  if (!text.has(lit(generation_prompt_)) || !text.has("bos_token")) return false;
-  if (!text.has(lit(begin + "system" + end))) return true;
+  if (!text.has(jinja_literal(generation_prompt_)) || !text.has("bos_token")) return false;
+  if (!text.has(jinja_literal(begin + "system" + end))) return true;
   // Llama 3.1 and later always have a system message, which begins with dates.
   std::string cutoff, date;
   for (const std::string& tag : text.tags()) {
@@ -126,7 +126,8 @@ bool ChatTemplate::read_llama3(const JinjaText& text) {
     if (take(code, "setdate_string=") && code.starts_with('\2')) date = take_literal(code).value_or("");
   }
   system_preamble_ = cutoff + "Today Date: " + date + "\n\n";
-  return !cutoff.empty() && !date.empty() && text.has(lit("Today Date: ") + "+date_string+" + lit("\n\n"));
+  return !cutoff.empty() && !date.empty() &&
+         text.has(jinja_literal("Today Date: ") + "+date_string+" + jinja_literal("\n\n"));
 }
 
 bool ChatTemplate::read_mistral(const JinjaText& text) {

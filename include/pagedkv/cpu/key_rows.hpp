@@ -76,14 +76,15 @@ void load_columns(const bf16* const* rows, int n, RowPair* target) {
 template <StorageType T, int NumLanes = num_lanes>
 struct KeyRows {
   KeyRange range;
-  std::vector<const T*> k, v;  // [round_up(num_keys, num_lanes)]: some row that can be read where is_there is 0
+  std::vector<const T*> k, v;  // [round_up(num_keys, num_lanes)] or more: a row that can be read where is_there is 0
   std::vector<char> is_there;  // 0 for keys behind the range, not wanted or gone
 
+  /// `room`: for so many keys at least.
   void look_up(const KvView<const T>& kv, const TablesView<Space::host>& tables, int sequence, int kv_head,
-               KeyRange keys, const KeyRanges& wanted) {
+               KeyRange keys, const KeyRanges& wanted, int room = 0) {
     range = keys;
     const int num_keys = keys.end - keys.begin;
-    const auto size = static_cast<std::size_t>(round_up(num_keys, num_lanes));
+    const auto size = static_cast<std::size_t>(round_up(max(num_keys, room), num_lanes));
     k.assign(size, kv.k.data);
     v.assign(size, kv.v.data);
     is_there.assign(size, 0);

@@ -44,6 +44,22 @@ Lanes interleave(Lanes a, Lanes b, std::integer_sequence<int, i...>) {
   return Lanes{(i % 2 == 0 ? a : b)[Offset + i / 2]...};
 }
 
+/// Half of the lanes of `a` and as many of `b`. A Step of 1 or 2: side by side, from each four lanes the first or last
+/// two. Otherwise `a`'s in front of `b`'s, in fours of which every second one is taken.
+template <int Step, int Half, int... i>
+Lanes half_of_each(Lanes a, Lanes b, std::integer_sequence<int, i...>) {
+  if constexpr (Step < 4)
+    return Lanes{(i % 2 == 0 ? a : b)[i / 4 * 4 + 2 * Half + i % 4 / 2]...};
+  else
+    return Lanes{(i < num_lanes / 2 ? a : b)[(2 * (i / 4 % (num_lanes / 8)) + Half) * 4 + i % 4]...};
+}
+
+/// Lane i of the result is lane i + Places.
+template <int Places, int... i>
+Lanes rotate(Lanes lanes, std::integer_sequence<int, i...>) {
+  return Lanes{lanes[(i + Places) % num_lanes]...};
+}
+
 using EachLane = std::make_integer_sequence<int, num_lanes>;
 
 }  // namespace detail
@@ -104,26 +120,39 @@ inline Lanes exp2_of_negative(Lanes x) {
   return x == x ? finite : x;
 }
 
-/// rows[i][j] becomes rows[j][i]. Each round turns the bits of an element's address (row, lane) by one place.
-template <int Round = 1>
-inline void transpose(Lanes (&rows)[num_lanes]) {
-  Lanes turned[num_lanes];
-  for (int i = 0; i < num_lanes / 2; ++i) {
-    turned[2 * i] = detail::interleave<0>(rows[i], rows[i + num_lanes / 2], detail::EachLane{});
-    turned[2 * i + 1] = detail::interleave<num_lanes / 2>(rows[i], rows[i + num_lanes / 2], detail::EachLane{});
+namespace detail {
+
+/// One round of transpose(), of all pairs of rows that are Step apart.
+template <int Step, int NumLanes = num_lanes>
+[[gnu::always_inline]] inline void exchange(Lanes (&rows)[NumLanes]) {
+  for (int i = 0; i < num_lanes; ++i) {
+    if ((i & Step) != 0) continue;
+    const Lanes a = rows[i], b = rows[i + Step];
+    rows[i] = half_of_each<Step, 0>(a, b, EachLane{});
+    rows[i + Step] = half_of_each<Step, 1>(a, b, EachLane{});
   }
-  if constexpr (2 * Round < num_lanes) transpose<2 * Round>(turned);
-  for (int i = 0; i < num_lanes; ++i) rows[i] = turned[i];
 }
 
-/// One number of all lanes, by `join`, in an order that is always the same.
-template <class F>
-float reduce(Lanes lanes, F&& join) {
-  float values[num_lanes];
-  store_lanes(lanes, values);
-  for (int width = num_lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) values[i] = join(values[i], values[i + width]);
-  return values[0];
+}  // namespace detail
+
+/// rows[i][j] becomes rows[j][i]. Each round exchanges a bit of the row's number for one of the lane's; the order is that
+/// in which a CPU's cheapest shuffles, within four lanes and of four lanes, leave the lanes' bits in theirs.
+template <int NumLanes = num_lanes>
+inline void transpose(Lanes (&rows)[NumLanes]) {
+  detail::exchange<2>(rows);
+  detail::exchange<1>(rows);
+  if constexpr (num_lanes > 4) detail::exchange<4>(rows);
+  if constexpr (num_lanes > 8) detail::exchange<8>(rows);
+}
+
+/// One number of all lanes, by `join` of lanes, in an order that is always the same: halves, quarters and so on.
+template <int Width = num_lanes / 2, class F>
+inline float reduce(Lanes lanes, F&& join) {
+  const Lanes joined = join(lanes, detail::rotate<Width>(lanes, detail::EachLane{}));
+  if constexpr (Width == 1)
+    return joined[0];
+  else
+    return reduce<Width / 2>(joined, join);
 }
 
 }  // namespace cpu

@@ -35,13 +35,32 @@ struct SplitBf16 {
   bf16 value;
 };
 
-/// A matrix with `depth` rows of panel_width elements each.
+/// A matrix with `depth` rows of panel_width elements each. With each row as many bytes are fetched of what is wanted
+/// next.
 template <class T, int Width = panel_width>
 struct Panel {
+  using Element = T;
   const T* data;
   std::int64_t stride;  // from row to row
   int depth;
-  const char* const* ahead = nullptr;  // [depth]: what is wanted next; with each row as many bytes of it are fetched
+  const char* const* ahead = nullptr;  // [depth]
+
+  const T* row(int k) const { return data + k * stride; }
+  const char* ahead_of(int k) const { return ahead[k]; }
+};
+
+/// The same where rows lie anywhere: columns from `column` on of each, which is stored as Stored and read as T.
+template <class T, class Stored, int Width = panel_width>
+struct ScatteredPanel {
+  using Element = T;
+  const Stored* const* rows;  // [depth]
+  std::int64_t column;
+  int depth;
+  const Stored* const* ahead;  // [depth], from ahead_column on
+  std::int64_t ahead_column;
+
+  const T* row(int k) const { return reinterpret_cast<const T*>(rows[k] + column); }
+  const char* ahead_of(int k) const { return reinterpret_cast<const char*>(ahead[k] + ahead_column); }
 };
 
 namespace detail {
@@ -63,9 +82,9 @@ template <class T>
   }
 }
 
-template <int Rows, class T>
-void multiply_rows(const float* x, std::int64_t x_stride, Panel<T> panel, bool add, float* out,
-                   std::int64_t out_stride) {
+template <int Rows, class P>
+void multiply_rows(const float* x, std::int64_t x_stride, P panel, bool add, float* out, std::int64_t out_stride) {
+  using T = typename P::Element;
   constexpr int row_bytes = panel_width * sizeof(T);
   Lanes sums[Rows][panel_vectors];
   for (int r = 0; r < Rows; ++r)
@@ -74,30 +93,30 @@ void multiply_rows(const float* x, std::int64_t x_stride, Panel<T> panel, bool a
   for (int k = 0; k < panel.depth; ++k) {
     for (int i = 0; i < rows_of<T>; ++i) {
       Lanes row[panel_vectors];
-      for (int v = 0; v < panel_vectors; ++v) row[v] = load_vector(panel.data + k * panel.stride, v, i);
+      for (int v = 0; v < panel_vectors; ++v) row[v] = load_vector(panel.row(k), v, i);
       for (int r = 0; r < Rows; ++r)
         for (int v = 0; v < panel_vectors; ++v) sums[r][v] += x[r * x_stride + k * rows_of<T> + i] * row[v];
     }
     if (panel.ahead != nullptr)
-      for (int byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(panel.ahead[k] + byte);
+      for (int byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(panel.ahead_of(k) + byte);
   }
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < panel_vectors; ++v) store_lanes(sums[r][v], out + r * out_stride + v * num_lanes);
 }
 
-template <class T, int Width>
+template <class P>
 inline constexpr auto multiply_by_rows = []<int... i>(std::integer_sequence<int, i...>) {
-  return std::array{&multiply_rows<i + 1, T>...};
+  return std::array{&multiply_rows<i + 1, P>...};
 }(std::make_integer_sequence<int, max_panel_rows>{});
 
 }  // namespace detail
 
 /// out[num_rows, panel_width] = x[num_rows, depth] panel, or += that. 1 <= num_rows <= max_panel_rows. Each element of
 /// `out` is one chain of multiply-adds, in the order of the panel's rows, whatever num_rows and the panel's type are.
-template <class T>
-void multiply(int num_rows, const float* x, std::int64_t x_stride, Panel<T> panel, bool add, float* out,
+template <class P>
+void multiply(int num_rows, const float* x, std::int64_t x_stride, P panel, bool add, float* out,
               std::int64_t out_stride) {
-  const auto multiply_rows = detail::multiply_by_rows<T, panel_width>[static_cast<std::size_t>(num_rows - 1)];
+  const auto multiply_rows = detail::multiply_by_rows<P>[static_cast<std::size_t>(num_rows - 1)];
   multiply_rows(x, x_stride, panel, add, out, out_stride);
 }
 

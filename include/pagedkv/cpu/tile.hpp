@@ -52,7 +52,7 @@ class KeyTile {
     else
       rows_.look_up(kv_, tables, sequence, kv_head, range, wanted);
     const int next_end = min(range.end + num_keys(), tables.kv_len(sequence));
-    next_.look_up(kv_, tables, sequence, kv_head, {range.end, max(range.end, next_end)}, wanted);
+    next_.look_up(kv_, tables, sequence, kv_head, {range.end, max(range.end, next_end)}, wanted, num_keys());
     if (!converts_values_) list_ahead();
     for (int begin = 0; begin < num_keys(); begin += num_lanes) load_rows(begin, min(num_lanes, num_keys() - begin));
   }
@@ -129,7 +129,6 @@ class KeyTile {
   // Blocks lie anywhere, where no hardware looks for them. While keys are multiplied, the values of this tile are
   // fetched, while these are added, the keys of the next: evenly, for a burst stops the loads behind it.
   void list_ahead() {
-    const int panels = value_stride_ / panel_width, key_bytes = head_dim_ * static_cast<int>(sizeof(T));
     const int value_bytes = value_stride_ * static_cast<int>(sizeof(T)), step = value_bytes * panel_width / key_depth_;
     values_ahead_.resize(size(key_stride_ / panel_width) * size(key_depth_));
     const char** next = values_ahead_.data();
@@ -137,13 +136,6 @@ class KeyTile {
       for (int k = 0, row = begin, byte = 0; k < key_depth_; ++k, byte += step) {
         for (; byte >= value_bytes; byte -= value_bytes) ++row;
         *next++ = reinterpret_cast<const char*>(rows_.v[size(min(row, num_keys() - 1))]) + byte;
-      }
-    }
-    keys_ahead_.assign(size(panels) * size(num_keys()), reinterpret_cast<const char*>(kv_.k.data));
-    for (int column = 0; column < panels; ++column) {
-      for (int i = 0; i < next_.range.end - next_.range.begin; ++i) {
-        keys_ahead_[size(column * num_keys() + i)] =
-            reinterpret_cast<const char*>(next_.k[size(i)]) + column * key_bytes / panels;
       }
     }
   }
@@ -200,33 +192,30 @@ class KeyTile {
       else
         for (int last = i; last < num_keys(); ++last) least = smaller(least, logits[last]);
     }
-    softmax.sum += reduce(total, [](float a, float b) { return a + b; });
+    softmax.sum += reduce(total, [](Lanes a, Lanes b) { return a + b; });
     return smaller(least, reduce(lows, smaller));
   }
 
   // sums[r] += weights[r][i] * values[i] for keys from `begin` to `end`, in this order.
   void add_values(int row, int num_rows, int begin, int end, float* sums) {
     if (converts_values_) {
-      const Panel<float> values{values_.data() + size(begin) * size(value_stride_), value_stride_, end - begin};
-      return add_panels(row, num_rows, begin, values, sums);
+      const float* const first = values_.data() + size(begin) * size(value_stride_);
+      for (int column = 0; column < value_stride_; column += panel_width)
+        add_panel(row, num_rows, begin, Panel<float>{first + column, value_stride_, end - begin}, column, sums);
+      return;
     }
     using Value = std::conditional_t<is_bf16, SplitBf16, T>;
-    const std::int64_t stride = kv_.v.strides[2];
-    for (int next; begin < end; begin = next) {  // as far as the slots of a block go
-      for (next = begin + 1; next < end && rows_.v[size(next)] == rows_.v[size(next - 1)] + stride;) ++next;
-      Panel<Value> values{reinterpret_cast<const Value*>(rows_.v[size(begin)]), stride, next - begin};
-      values.ahead = &keys_ahead_[size(begin)];
-      add_panels(row, num_rows, begin, values, sums);
+    for (int column = 0; column < value_stride_; column += panel_width) {
+      const ScatteredPanel<Value, T> values{&rows_.v[size(begin)], column, end - begin, &next_.k[size(begin)],
+                                            std::int64_t{column} * head_dim_ / value_stride_};
+      add_panel(row, num_rows, begin, values, column, sums);
     }
   }
 
-  template <class Value>
-  void add_panels(int row, int num_rows, int begin, Panel<Value> values, float* sums) {
-    for (int column = 0; column < value_stride_; column += panel_width, values.data += panel_width) {
-      multiply(num_rows, weights_of(row) + begin, key_stride_, values, true, sums + row * value_stride_ + column,
-               value_stride_);
-      if (values.ahead != nullptr) values.ahead += num_keys();
-    }
+  template <class Values>
+  void add_panel(int row, int num_rows, int begin, const Values& values, int column, float* sums) {
+    multiply(num_rows, weights_of(row) + begin, key_stride_, values, true, sums + row * value_stride_ + column,
+             value_stride_);
   }
 
   const KvView<const T>& kv_;
@@ -237,7 +226,6 @@ class KeyTile {
   AlignedFloats<> keys_;                   // panels of panel_width keys, each [key_depth, panel_width], or RowPairs
   AlignedFloats<> values_;                 // [max_keys, value_stride], the padding of head_dim_v is zero
   std::vector<const char*> values_ahead_;  // [panels of keys, key_depth]
-  std::vector<const char*> keys_ahead_;    // [panels of columns, num_keys]
   AlignedFloats<> weights_;  // [max_panel_rows, key_stride]: of the rows at hand; products and logits at first
 };
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/bad_input.hpp"
+#include "engine/server/open_files.hpp"
 #include "engine/server/raw_client.hpp"
 #include "engine/server/stack_size.hpp"
 #include "engine/small_tokenizer.hpp"
@@ -293,6 +294,24 @@ TEST_CASE(
   CHECK(server.service->stats().num_samples[static_cast<std::size_t>(engine::Finish::aborted)] == 4);
 }
 
+TEST_CASE("a client is served, and its leaving noticed, with more than a thousand files open before it") {
+  if (!engine_test::OpenFiles::are_allowed(1300)) {
+    MESSAGE("skipped: this system lets a process open fewer files");
+    return;
+  }
+  const engine_test::OpenFiles crowd(1100);
+  Running server;
+  CHECK(server.complete({{"max_tokens", 2}}).status == 200);
+  server.model.is_slow = true;
+  {
+    RawClient client(server.http.port());
+    client.send(server.long_request(false));
+    server.wait_for_running(1);
+  }
+  server.wait_for_running(0);
+  CHECK(server.service->stats().num_samples[static_cast<std::size_t>(engine::Finish::aborted)] == 1);
+}
+
 TEST_CASE("a client that leaves takes nobody along who has the same port on another host") {
   Running server;
   server.model.is_slow = true;
@@ -337,6 +356,40 @@ TEST_CASE("more requests than the queue holds get 429 and are told when to come 
   clients.clear();
   server.wait_for_running(0);
   CHECK(server.complete({{"max_tokens", 2}}).status == 200);
+}
+
+TEST_CASE("a stream that has nothing to tell says that it is alive, and its events are the same") {
+  for (const bool has_heartbeat : {true, false}) {
+    Running server({.heartbeat = has_heartbeat ? 1ms : 0ms});
+    const json fields = {{"max_tokens", 4}, {"temperature", 0}, {"stream_options", {{"include_usage", true}}}};
+    server.model.is_slow = true;
+    std::vector<std::unique_ptr<RawClient>> before;  // whose requests take every row
+    for (int i = 0; i < 8; ++i) {
+      before.push_back(std::make_unique<RawClient>(server.http.port()));
+      before.back()->send(server.long_request(false));
+    }
+    server.wait_for_running(8);
+    RawClient waiting(server.http.port());
+    json body = {{"model", "fake"}, {"prompt", "xy"}, {"stream", true}};
+    body.update(fields);
+    waiting.send(http_request("POST", "/v1/completions", body.dump()));
+    if (has_heartbeat)
+      CHECK(waiting.read_until(": keep-alive\n\n"));
+    else
+      std::this_thread::sleep_for(300ms);  // for a server that would break the silence
+    before.clear();
+    std::string events = waiting.read_all().body;
+    CHECK(events.starts_with(": keep-alive\n\n") == has_heartbeat);
+    for (std::size_t i; (i = events.find(": keep-alive\n\n")) != std::string::npos;) events.erase(i, 14);
+    int num_events = 0;
+    for (std::size_t i = 0; i < events.size(); i = events.find("\n\n", i) + 2) {
+      CHECK(events.compare(i, 6, "data: ") == 0);
+      ++num_events;
+    }
+    CHECK(num_events == 4 + 2);  // tokens, usage, [DONE]
+    CHECK(events.find("\"completion_tokens\":4") != std::string::npos);
+    CHECK(events.ends_with("data: [DONE]\n\n"));
+  }
 }
 
 TEST_CASE("at the end, streams and answers that run are finished, and new requests are told") {

@@ -5,6 +5,7 @@
 """
 import subprocess
 import sys
+import threading
 
 try:
     import openai
@@ -51,6 +52,16 @@ def check_stream(client):
     assert chunks[-2].choices[0].finish_reason == "length"
     with client.completions.create(model="austen-5m", prompt="Emma", max_tokens=1000, stream=True) as stream:
         next(iter(stream))  # and leaves
+
+
+def check_silent_stream(client):
+    fields = {"model": "austen-5m", "prompt": "Emma", "temperature": 0}
+    whole = client.completions.create(**fields, max_tokens=5)
+    crowd = [client.completions.create(**fields, max_tokens=1000, n=3, extra_body={"ignore_eos": True}, stream=True)
+             for _ in range(20)]  # take every row for longer than a heartbeat
+    threading.Timer(2.5, lambda: [stream.close() for stream in crowd]).start()
+    chunks = list(client.completions.create(**fields, max_tokens=5, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text, chunks
 
 
 def check_samples_and_stop(client):
@@ -121,7 +132,7 @@ def check_chat(client, model):
 
 
 def main():
-    command = [sys.argv[1], "--port", "0", "--api-key", "secret", "--backend", "cpu"]
+    command = [sys.argv[1], "--port", "0", "--api-key", "secret", "--backend", "cpu", "--max-seqs", "3", "--heartbeat", "1"]
     if len(sys.argv) > 2:
         command += ["--model", sys.argv[2], "--served-name", "other"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -132,8 +143,8 @@ def main():
         if len(sys.argv) > 2:
             check_chat(client, "other")
         else:
-            for check in (check_models, check_completion, check_stream, check_samples_and_stop, check_logprobs,
-                          check_sampling_fields, check_errors):
+            for check in (check_models, check_completion, check_stream, check_silent_stream, check_samples_and_stop,
+                          check_logprobs, check_sampling_fields, check_errors):
                 check(client)
                 print(f"{check.__name__}: ok", flush=True)
     finally:
