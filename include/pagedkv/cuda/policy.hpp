@@ -94,7 +94,7 @@ constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int he
 /// `num_rows`: packed rows of the longest sequence. As many stages as 88 KiB hold: with queries and tables of its own a
 /// CTA takes less than 99 KiB, so that two fit on an H200's SM, one on that of the smallest supported GPU. One row
 /// serves all batches; figures of one H200, bf16, head_dim 128, 32 query and 8 KV heads, blocks of 16, 2026-11: 1
-/// sequence of 1,024 keys 7.0 us, 8 of 4,096 38 us, 128 of 1,024 131 us, 32 of 16,384 484 us (a cold read of the same
+/// sequence of 1,024 keys 6.9 us, 8 of 4,096 38 us, 128 of 1,024 131 us, 32 of 16,384 484 us (a cold read of the same
 /// bytes: 2.7, 32.5, 121, 470). 3 stages: the same within 1%. 8 warps: 6.1, 37.4, 130, 482 us, but 79 us instead of 76
 /// us for 32 sequences of log-normal lengths. 3 CTAs an SM, 168 registers: 7.4, 43, 139, 492 us. min_slice_tiles 1: 1
 /// of 4,096 keys 12.5 us instead of 10.8 us. small_slice_tiles 0: 1 of 16,384 keys 24.6 us instead of 23.2 us.
