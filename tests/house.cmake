@@ -55,12 +55,11 @@ endforeach()
 
 if(PAGEDKV_HAS_CUDA)
   foreach(arch 80 90a)
-    # Bytes stored and loaded. Tiles of 8 rows do not spill on sm_90a, nor do those of 16 under most rules; sm_80 has fewer
-    # uniform registers to spare the others.
+    # Bytes stored and loaded. What spills for sm_80 is the readable kernel's row of 256.
     if(arch STREQUAL "80")
-      set(allowed 264)
+      set(allowed 168)
     else()
-      set(allowed 208)
+      set(allowed 0)
     endif()
     pagedkv_add_script_test(spills_${arch}
       -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/ptx/decode.cu -DCOMPILER=${CMAKE_CUDA_COMPILER} -DARCH=${arch} -DALLOWED=${allowed}

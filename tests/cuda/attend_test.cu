@@ -69,7 +69,7 @@ struct Batch {
   /// tiles of 8 rows and of 16 may round apart.
   template <class Problem>
   void one_after_another(const Problem& problem, cudaStream_t stream = nullptr) {
-    cuda::prefill<head_dim>(problem, DeviceRule(Causal{}), workspace, stream);
+    cuda::prefill<head_dim>(problem, DeviceRule(Causal{}), workspace, stream, {.batch_invariant = true});
     cuda::check(cudaStreamSynchronize(stream), "one after another");
     cuda::detail::decode_part<head_dim, head_dim>(cuda::detail::decodes_of(problem, least_prompt()),
                                                   DeviceRule(Causal{}), workspace, stream, options,
@@ -154,7 +154,7 @@ void leaves_the_others_alone(int block_size, bool wants_prompts) {
   const auto problem = batch.device.problem();
   batch.device.clear_outputs();
   if (wants_prompts)
-    cuda::detail::prefill_part<head_dim, head_dim>(problem, rule, batch.workspace, nullptr, {}, least_prompt);
+    cuda::detail::prefill_part<head_dim, head_dim>(problem, rule, batch.workspace, nullptr, {}, least_prompt, 0);
   else
     cuda::decode<head_dim>(cuda::detail::decodes_of(problem, least_prompt), rule, batch.workspace, nullptr);
   batch.device.fetch_outputs();

@@ -1,8 +1,11 @@
 // decode of one sequence, whose rows are cut into as many pieces as there are CTAs.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "cuda_graph.cuh"
 #include "pagedkv/attention/variants.hpp"
@@ -29,6 +32,18 @@ ProblemShape one_sequence(int q_len, int kv_len, int kv_heads, int group_size) {
 struct Shape {
   int q_len, kv_heads, group_size;
 };
+/// Are all words of the partials that CTAs wait for `absent`, as every call must find and leave them?
+bool holds_no_piece(const cuda::Workspace& workspace) {
+  const auto partials = workspace.awaited_partials();
+  const auto is_empty = [](const void* device, std::size_t num_words) {
+    std::vector<std::uint32_t> words(num_words);
+    cuda::check(cudaMemcpy(words.data(), device, 4 * num_words, cudaMemcpyDeviceToHost), "test: partials");
+    return std::ranges::all_of(words, [](std::uint32_t word) { return word == cuda::absent; });
+  };
+  return is_empty(partials.outputs.data, static_cast<std::size_t>(partials.outputs.extents[0])) &&
+         is_empty(partials.softmax.data, 2 * static_cast<std::size_t>(partials.capacity()));
+}
+
 constexpr Shape shapes[] = {{1, 8, 4}, {4, 8, 4}, {8, 8, 4}, {1, 32, 1}, {3, 8, 5}, {1, 1, 8}, {2, 1, 8}};
 
 }  // namespace
@@ -51,6 +66,7 @@ TEST_CASE("decode gives one sequence the reference's results, whatever its lengt
         REQUIRE_MESSAGE(difference.empty(), difference);
       }
     }
+    REQUIRE(holds_no_piece(workspace));
   }
 }
 

@@ -78,7 +78,7 @@ TEST_CASE("a policy that its kernel does not compile or run with is not supporte
   CHECK_FALSE(prefill_with([](auto& policy) { policy = {.query_tile = 16, .key_tile = 64, .warps = 1, .stages = 2}; }));
 
   const DecodeSimtPolicy decode = choose_decode_simt(80, 64, 2);
-  const auto decode_with = [&](int DecodeSimtPolicy::*field, int value) {
+  const auto decode_with = [&](int DecodeSimtPolicy::* field, int value) {
     DecodeSimtPolicy policy = decode;
     policy.*field = value;
     return bool(is_supported(policy, shape));
@@ -159,9 +159,38 @@ TEST_CASE("dispatch calls the named head_dim and refuses the others by name") {
                        InvalidArgument);
 }
 
+TEST_CASE(
+    "decode takes wide tiles for many rows of a head, lone ones for few heads and where bits must not depend on them") {
+  using enum DecodeTile;
+  for (const bool batch_invariant : {false, true}) {
+    CHECK(choose_decode_tile(128, 9, 1, 132, batch_invariant) == wide);
+    CHECK(choose_decode_tile(128, 64, 100'000, 132, batch_invariant) == wide);
+    CHECK(choose_decode_tile(192, 64, 1, 132, batch_invariant) == lone);
+    CHECK(choose_decode_tile(128, 8, 16, 132, batch_invariant) == lone);
+  }
+  CHECK(choose_decode_tile(128, 8, 17, 132, false) == narrow);
+  CHECK(choose_decode_tile(256, 9, 17, 132, false) == narrow);
+  CHECK(choose_decode_tile(128, 1, 100'000, 132, true) == lone);
+}
+
+TEST_CASE(
+    "all tiles of decode fit an H200 at every head_dim, narrow ones every supported GPU, and units stay as long") {
+  for (const int head_dim : {16, 48, 64, 80, 96, 112, 128, 192, 256}) {
+    CAPTURE(head_dim);
+    const KernelShape shape{.arch = 80, .head_dim = head_dim, .head_dim_v = head_dim};
+    const auto unit_keys = [](const DecodePolicy& policy) { return 16 * policy.warps * policy.piece_tiles; };
+    for (const DecodeTile tile : {DecodeTile::narrow, DecodeTile::lone, DecodeTile::wide}) {
+      const DecodePolicy policy = choose_decode(tile, head_dim, head_dim);
+      CHECK(is_supported(policy, shape, 227 * 1024));
+      CHECK(unit_keys(policy) == (head_dim <= 128 ? 512 : 256));
+    }
+    CHECK(is_supported(choose_decode(DecodeTile::narrow, head_dim, head_dim), shape));
+  }
+}
+
 TEST_CASE("a sequence is prefill's from the query on whose rows no tile of decode holds, drafts of a token never are") {
   constexpr int decode_rows = 16;
-  static_assert(choose_decode(80, 128, 128, 1 << 20).rows == decode_rows);
+  static_assert(choose_decode(DecodeTile::wide, 128, 128).rows == decode_rows);
   for (const int packed_heads : {1, 2, 4, 8, 16}) {
     const int least = prefill_min_q_len(packed_heads);
     CAPTURE(packed_heads);

@@ -86,6 +86,13 @@ class CtaEmulator {
     self.asks = false;
   }
 
+  /// Lets other CTAs go on too, where some run beside this one.
+  void yield_to_other_ctas() {
+    if (!pause_) return;
+    asks_others_ = true;
+    swapcontext(&threads_[current_]->context, &scheduler_);
+  }
+
   /// What the hardware does on its own, some time after this.
   void later(std::function<void()> event) { events_.push_back(std::move(event)); }
 
@@ -179,7 +186,8 @@ class CtaEmulator {
     constexpr int no_limit = 1 << 30;
     const int turns = random_ ? random_->pick({0, 1, 3, 10, no_limit, no_limit}) : no_limit;
     bool progress = turns == 0;  // put off
-    for (int turn = 0; turn < turns && run_warp(warp); ++turn) progress = true;
+    asks_others_ = false;
+    for (int turn = 0; turn < turns && !asks_others_ && run_warp(warp); ++turn) progress = true;
     return progress;
   }
 
@@ -250,6 +258,7 @@ class CtaEmulator {
   std::array<Barrier, 16> barriers_;  // 0: of all threads
   std::deque<std::function<void()>> events_;
   std::optional<Random> random_;
+  bool asks_others_ = false;
   std::function<void()> pause_;
   std::size_t current_ = 0;
 };

@@ -5,10 +5,13 @@
 // This finds wrong maps, missing barriers and waits; it cannot find races, because lanes run in turns.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 #include "pagedkv/core/dtype.hpp"
@@ -176,6 +179,22 @@ inline unsigned increment_wrapping(unsigned& counter, unsigned last) { return at
 template <std::size_t N>
 void load_past_l1(float (&x)[N], const float* address) {
   std::memcpy(x, address, sizeof(x));
+}
+
+/// Looks in vain since this CTA has posted something.
+inline thread_local long looks_in_vain = 0;
+
+template <std::size_t N>
+void post(float* address, const float (&x)[N]) {
+  looks_in_vain = 0;
+  std::memcpy(address, x, sizeof(x));
+}
+template <std::size_t N>
+void poll(float (&x)[N], const float* address) {
+  std::memcpy(x, address, sizeof(x));
+  const bool is_missing = std::ranges::any_of(x, [](float word) { return std::bit_cast<std::uint32_t>(word) == ~0u; });
+  if (is_missing && ++looks_in_vain > 5'000'000) throw std::logic_error("a thread waits for words that never come");
+  pagedkv_test::emulator.yield_to_other_ctas();
 }
 
 template <class T>

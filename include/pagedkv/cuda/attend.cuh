@@ -56,9 +56,18 @@ Problem decodes_of(Problem problem, int least_prompt) {
   return problem;
 }
 
+/// Partials that prefill may keep while decode runs beside it: decode_sm80 has its own.
+template <class Problem>
+std::int64_t partials_beside_decode(const Problem& decodes, const Workspace& workspace, const DecodeOptions& options) {
+  const DecodePolicy policy = policy_for(decodes, workspace.device(), options, DecodePart::beside_previous);
+  const bool are_free = !options.batch_invariant && decode_sm80_support(policy, decodes, workspace, options);
+  return are_free ? workspace.options().max_partials : 0;
+}
+
 /// prefill's part of explain().
 template <class Problem>
-std::string explain_prefill(const Problem& problem, const Workspace& workspace, int least_prompt) {
+std::string explain_prefill(const Problem& problem, const Workspace& workspace, int least_prompt,
+                            std::int64_t num_pieces) {
   const auto number = [](auto n) { return std::to_string(n); };
   const int arch = workspace.device().arch;
   const Support fast = prefill_sm90_support(problem, workspace.device());
@@ -68,7 +77,8 @@ std::string explain_prefill(const Problem& problem, const Workspace& workspace, 
     const PrefillCut cut = prefill_cut(policy, problem, least_prompt);
     return "prefill_sm90 on sm_" + number(arch) + " {query_tile " + number(policy.query_tile) + ", key_tile " +
            number(policy.key_tile) + ", stages " + number(policy.key_stages) + " and " + number(policy.value_stages) +
-           "}: tiles of " + number(cut.tile_queries) + " queries x " + number(1 << cut.packed_shift) + " heads";
+           "}: tiles of " + number(cut.tile_queries) + " queries x " + number(1 << cut.packed_shift) +
+           " heads, keys of each in " + number(num_splits(problem, workspace, num_pieces)) + " shares";
   }
   const PrefillPolicy policy = choose_prefill(arch, max(problem.head_dim(), problem.head_dim_v()), 2);
   return "prefill_sm80 on sm_" + number(arch) + " {query_tile " + number(policy.query_tile) + ", key_tile " +
@@ -81,7 +91,7 @@ template <class Problem>
 std::string explain_decode(const Problem& problem, const Workspace& workspace, DecodePart part) {
   const auto number = [](auto n) { return std::to_string(n); };
   const int arch = workspace.device().arch;
-  const DecodePolicy policy = policy_for(problem, arch, part);
+  const DecodePolicy policy = policy_for(problem, workspace.device(), {}, part);
   const Support fast = decode_sm80_support(policy, problem, workspace, {});
   if (fast) {
     const DecodeCut cut = cut_for(policy, problem, workspace, {});
@@ -120,10 +130,13 @@ void attend(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& v
       // Prompts first: their tiles are large and end when they end; decode's slices are small, even, and fit in
       // between. The other way round a decode that fills the GPU would leave prefill nothing to run beside.
       const int least_prompt = detail::least_prompt(problem, device);
-      detail::prefill_part<HeadDim, HeadDimV>(problem, variant, workspace, stream, {.launch = options.launch},
-                                              least_prompt);
-      return detail::decode_part<HeadDim, HeadDimV>(detail::decodes_of(problem, least_prompt), variant, workspace,
-                                                    stream, options, detail::DecodePart::beside_previous);
+      const auto decodes = detail::decodes_of(problem, least_prompt);
+      const int num_splits = detail::prefill_part<HeadDim, HeadDimV>(
+          problem, variant, workspace, stream, {.launch = options.launch}, least_prompt,
+          detail::partials_beside_decode(decodes, workspace, options));
+      detail::decode_part<HeadDim, HeadDimV>(decodes, variant, workspace, stream, options,
+                                             detail::DecodePart::beside_previous);
+      return detail::merge_part(problem, variant, workspace, stream, num_splits, least_prompt);
     }
   }
   decode<HeadDim, HeadDimV>(problem, variant, workspace, stream, options);
@@ -147,10 +160,11 @@ std::string explain(const Problem& problem, const Workspace& workspace) {
   if constexpr (detail::prefill_takes_types<Problem>) {
     if (suits) {
       const int least_prompt = detail::least_prompt(problem, device);
-      return detail::explain_prefill(problem, workspace, least_prompt) + "; beside it, for sequences of less than " +
-             std::to_string(least_prompt) + " queries, " +
-             detail::explain_decode(detail::decodes_of(problem, least_prompt), workspace,
-                                    detail::DecodePart::beside_previous);
+      const auto decodes = detail::decodes_of(problem, least_prompt);
+      const std::int64_t num_pieces = detail::partials_beside_decode(decodes, workspace, {});
+      return detail::explain_prefill(problem, workspace, least_prompt, num_pieces) +
+             "; beside it, for sequences of less than " + std::to_string(least_prompt) + " queries, " +
+             detail::explain_decode(decodes, workspace, detail::DecodePart::beside_previous);
     }
   }
   return detail::explain_decode(problem, workspace, detail::DecodePart::all) + "; no prefill: " + suits.reason;

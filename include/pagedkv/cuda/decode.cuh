@@ -36,7 +36,7 @@ namespace cuda {
 struct DecodeOptions {
   Launch launch = Launch::after_previous;
   /// The bits of a row depend on that row alone: the same whatever else is in the batch, as long as the options and the
-  /// head sizes stay. Costs a merge for every 256 keys of a row (128 beyond head_dim 128), and partials in the workspace:
+  /// head sizes stay. Costs a merge for every 512 keys of a row (256 beyond head_dim 128), and partials in the workspace:
   /// where it has fewer tiles of them than two for each CTA and one for each such piece of the batch, rows are not cut, and
   /// long ones are slow.
   bool batch_invariant = false;
@@ -65,10 +65,19 @@ std::int64_t usual_rows(const Problem& problem, DecodePart part) {
   return part == DecodePart::all ? packed_rows(problem) : problem.group_size();
 }
 
+/// Beside prompts the GPU is shared, whatever the batch. A GPU without room for other tiles takes narrow ones.
 template <class Problem>
-DecodePolicy policy_for(const Problem& problem, int arch, DecodePart part = DecodePart::all) {
-  return choose_decode(arch, problem.head_dim(), problem.head_dim_v(),
-                       static_cast<int>(min<std::int64_t>(usual_rows(problem, part), 1 << 20)));
+DecodePolicy policy_for(const Problem& problem, const DeviceInfo& device, const DecodeOptions& options,
+                        DecodePart part) {
+  const int head_dim = problem.head_dim(), head_dim_v = problem.head_dim_v();
+  const std::int64_t num_heads = part == DecodePart::all ? problem.tables.num_seqs() * problem.kv_heads() : INT32_MAX;
+  const DecodeTile tile = choose_decode_tile(max(head_dim, head_dim_v), usual_rows(problem, part), num_heads,
+                                             device.num_sms, options.batch_invariant);
+  const DecodePolicy policy = choose_decode(tile, head_dim, head_dim_v);
+  const KernelShape shape{.arch = device.arch, .head_dim = head_dim, .head_dim_v = head_dim_v};
+  return is_supported(policy, shape, device.shared_bytes_per_cta)
+             ? policy
+             : choose_decode(DecodeTile::narrow, head_dim, head_dim_v);
 }
 
 /// How decode_sm80 would cut this problem.
@@ -130,7 +139,7 @@ void launch_decode_sm80(const Problem& problem, const V& variant, Workspace& wor
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
         "decode: shared memory");
   launch(kernel, {dim3(static_cast<unsigned>(cut.max_slices)), Config::threads, shared_bytes}, mode, stream,
-         "decode_sm80: launch", problem, variant, cut, pools_of(problem.kv), workspace.partials());
+         "decode_sm80: launch", problem, variant, cut, pools_of(problem.kv), workspace.awaited_partials());
 }
 
 template <class Problem>
@@ -161,15 +170,21 @@ void decode_part(const Problem& problem, const V& variant, Workspace& workspace,
   constexpr KernelShape shape{.head_dim = HeadDim, .head_dim_v = HeadDimV};
   static_assert(is_supported(simt_policy, shape), "decode: head_dim and head_dim_v must be 1 to 256");
   constexpr bool has_sm80 =
-      decode_takes_types<Problem> && bool(is_supported(choose_decode(min_arch, HeadDim, HeadDimV, 1), shape));
+      decode_takes_types<Problem> && bool(is_supported(choose_decode(DecodeTile::narrow, HeadDim, HeadDimV), shape));
   if constexpr (has_sm80) {
-    const DecodePolicy policy = policy_for(problem, workspace.device().arch, part);
+    const DecodePolicy policy = policy_for(problem, workspace.device(), options, part);
     if (decode_sm80_support(policy, problem, workspace, options)) {
-      constexpr DecodePolicy few = choose_decode(min_arch, HeadDim, HeadDimV, 1);
-      constexpr DecodePolicy many = choose_decode(min_arch, HeadDim, HeadDimV, std::numeric_limits<int>::max());
-      if (usual_rows(problem, part) <= few.rows)
-        return launch_decode_sm80<HeadDim, HeadDimV, few>(problem, variant, workspace, options, part, stream);
-      return launch_decode_sm80<HeadDim, HeadDimV, many>(problem, variant, workspace, options, part, stream);
+      const auto launched = [&](auto tile) {
+        constexpr DecodePolicy own = choose_decode(tile.value, HeadDim, HeadDimV);
+        if (own != policy) return false;
+        launch_decode_sm80<HeadDim, HeadDimV, own>(problem, variant, workspace, options, part, stream);
+        return true;
+      };
+      using enum DecodeTile;
+      static_cast<void>(launched(std::integral_constant<DecodeTile, narrow>{}) ||
+                        launched(std::integral_constant<DecodeTile, lone>{}) ||
+                        launched(std::integral_constant<DecodeTile, wide>{}));
+      return;
     }
   }
   // It starts when the kernel in front has ended, beside it or not.
@@ -182,7 +197,8 @@ void decode_part(const Problem& problem, const V& variant, Workspace& workspace,
 /// Can decode_sm80 take this problem on this workspace's GPU, or why must decode_simt? O(1), on the host.
 template <class Problem>
 Support decode_sm80_support(const Problem& problem, const Workspace& workspace, const DecodeOptions& options = {}) {
-  return detail::decode_sm80_support(detail::policy_for(problem, workspace.device().arch), problem, workspace, options);
+  return detail::decode_sm80_support(detail::policy_for(problem, workspace.device(), options, detail::DecodePart::all),
+                                     problem, workspace, options);
 }
 
 /// Attention of problem.q [num_tokens, q_heads, HeadDim] over the paged cache into problem.out [num_tokens, q_heads,

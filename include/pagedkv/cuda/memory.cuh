@@ -24,16 +24,16 @@ struct FreePinned {
 
 }  // namespace detail
 
-/// `size` elements of device memory, zeroed when made. Allocates and synchronises: make it before the first step.
+/// `size` elements of device memory, every byte `byte` when made. Allocates and synchronises: make it before the first step.
 template <class T>
 class DeviceArray {
  public:
   DeviceArray() = default;
-  explicit DeviceArray(std::size_t size) : size_(size) {
+  explicit DeviceArray(std::size_t size, unsigned char byte = 0) : size_(size) {
     void* data = nullptr;
     check(cudaMalloc(&data, size_bytes()), "DeviceArray");
     data_.reset(static_cast<T*>(data));
-    check(cudaMemset(data, 0, size_bytes()), "DeviceArray");
+    check(cudaMemset(data, byte, size_bytes()), "DeviceArray");
     // A memset of device memory may still be running when it returns, and streams made as non-blocking do not wait for
     // it.
     check(cudaDeviceSynchronize(), "DeviceArray");

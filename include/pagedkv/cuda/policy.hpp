@@ -64,6 +64,7 @@ struct PrefillSm90Policy {
   int key_tile;                  // keys of one pass
   int key_stages, value_stages;  // tiles that fit in shared memory
   int query_buffers;             // 2: the next tile's queries are fetched while the present one is computed
+  bool splits_keys = false;      // rows are left in pieces, for prefill_merge
 
   friend constexpr bool operator==(const PrefillSm90Policy&, const PrefillSm90Policy&) = default;
 };
@@ -91,23 +92,51 @@ constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int he
   return policy.warps * policy.stages * 16 * 2 * (head_dim + head_dim_v);
 }
 
-/// `num_rows`: packed rows of the longest sequence. As many stages as 88 KiB hold: with queries and tables of its own a
-/// CTA takes less than 99 KiB, so that two fit on an H200's SM, one on that of the smallest supported GPU. One row
-/// serves all batches; figures of one H200, bf16, head_dim 128, 32 query and 8 KV heads, blocks of 16, 2026-11: 1
-/// sequence of 1,024 keys 6.9 us, 8 of 4,096 38 us, 128 of 1,024 131 us, 32 of 16,384 484 us (a cold read of the same
-/// bytes: 2.7, 32.5, 121, 470). 3 stages: the same within 1%. 8 warps: 6.1, 37.4, 130, 482 us, but 79 us instead of 76
-/// us for 32 sequences of log-normal lengths. 3 CTAs an SM, 168 registers: 7.4, 43, 139, 492 us. min_slice_tiles 1: 1
-/// of 4,096 keys 12.5 us instead of 10.8 us. small_slice_tiles 0: 1 of 16,384 keys 24.6 us instead of 23.2 us.
-constexpr DecodePolicy choose_decode(int /*arch*/, int head_dim, int head_dim_v, int num_rows) {
-  DecodePolicy policy{.rows = num_rows <= 8 || max(head_dim, head_dim_v) > 128 ? 8 : 16,
-                      .warps = max(head_dim, head_dim_v) <= 128 ? 4 : 2,
+/// narrow: 8 packed rows, two CTAs an SM: many sequences, of any lengths.
+/// lone: 8 packed rows, one CTA an SM with twice the warps: so few rows that all SMs share the keys of each.
+/// wide: the same for 16 packed rows, up to head_dim 128.
+enum class DecodeTile { narrow, lone, wide };
+
+/// As many stages of a narrow tile as 88 KiB hold: with queries and tables of its own a CTA takes less than 99 KiB, so that
+/// two fit on an H200's SM, one on that of the smallest supported GPU. The others take twice as much for their two stages.
+/// Figures of one H200, bf16, head_dim 128, 32 query and 8 KV heads, blocks of 16, 2026-11, us:
+///
+///   keys              1 x 1,024   1 x 4,096   1 x 16,384   8 x 4,096   32 log-normal   128 log-normal   128 x 1,024
+///   narrow                  6.0         8.8         21.7        37.1            75.8              263           132
+///   lone                    5.4         8.4         21.2        37.1            78.9              279           133
+///   4 queries: wide         8.5        12.6         27.3                        91.4
+///   16 rows like narrow    11.4        16.9         29.8                        94.9
+///
+/// A lone one with min_slice_tiles 4: 22.2 for 1 x 16,384. Earlier versions of the narrow one: 3 stages the same within
+/// 1%; 3 CTAs an SM, 168 registers, 6% slower; min_slice_tiles 1 16% slower at 1 x 4,096; small_slice_tiles 0 6% slower at
+/// 1 x 16,384.
+constexpr DecodePolicy choose_decode(DecodeTile tile, int head_dim, int head_dim_v) {
+  const bool is_large = max(head_dim, head_dim_v) > 128;
+  if (tile != DecodeTile::narrow)
+    return {.rows = tile == DecodeTile::wide && !is_large ? 16 : 8,
+            .warps = is_large ? 4 : 8,
+            .stages = 2,
+            .ctas_per_sm = 1,
+            .min_slice_tiles = 16,
+            .small_slice_tiles = 16,
+            .piece_tiles = 4};
+  DecodePolicy policy{.rows = 8,
+                      .warps = is_large ? 2 : 4,
                       .stages = 1,
                       .ctas_per_sm = 2,
                       .min_slice_tiles = 4,
                       .small_slice_tiles = 16,
-                      .piece_tiles = 4};
+                      .piece_tiles = 8};
   policy.stages = min(5, 88 * 1024 / decode_ring_bytes(policy, head_dim, head_dim_v));
   return policy;
+}
+
+/// `packed_rows`: of a KV head and the longest sequence; `num_heads`: KV heads of all sequences. A batch-invariant call
+/// has no narrow tiles, whose warps add up in another order than those of the others.
+constexpr DecodeTile choose_decode_tile(int head_dim, std::int64_t packed_rows, std::int64_t num_heads, int num_sms,
+                                        bool batch_invariant) {
+  if (packed_rows > 8 && head_dim <= 128) return DecodeTile::wide;
+  return batch_invariant || 8 * num_heads <= num_sms ? DecodeTile::lone : DecodeTile::narrow;
 }
 
 /// One row serves every GPU: this kernel is the readable second opinion, not the fast one. H200, bf16, head_dim 128, 32
@@ -158,6 +187,19 @@ constexpr PrefillSm90Policy choose_prefill_sm90(int head_dim, int head_dim_v, bo
 
 /// Tiles of choose_prefill_sm90(.., true) for each SM from which on they are `many`.
 inline constexpr int prefill_many_tiles = 4;
+
+/// choose_prefill_sm90(.., false), whose tiles are so few that their keys are shared out among idle SMs.
+constexpr PrefillSm90Policy choose_prefill_sm90_splits(int head_dim, int head_dim_v) {
+  PrefillSm90Policy policy = choose_prefill_sm90(head_dim, head_dim_v, false);
+  policy.splits_keys = true;
+  return policy;
+}
+
+/// Shares of a tile's keys: as many as fill the GPU, none of fewer than 512 keys if all are seen, whose merging would
+/// take as long as they do.
+constexpr std::int64_t prefill_splits(std::int64_t num_tiles, int max_kv_len, int num_sms) {
+  return num_tiles == 0 ? 1 : clamp<std::int64_t>(min<std::int64_t>(num_sms / num_tiles, max_kv_len / 512), 1, 32);
+}
 
 /// The least arch that any kernel is built for.
 inline constexpr int min_arch = 80;

@@ -22,6 +22,7 @@
 #include "pagedkv/cuda/device.hpp"
 #include "pagedkv/cuda/dispatch.hpp"
 #include "pagedkv/cuda/error.cuh"
+#include "pagedkv/cuda/kernels/prefill_merge.cuh"
 #include "pagedkv/cuda/kernels/prefill_schedule.hpp"
 #include "pagedkv/cuda/kernels/prefill_sm80.cuh"
 #include "pagedkv/cuda/kernels/prefill_sm90.cuh"
@@ -42,8 +43,8 @@ enum class PrefillKernel { best, sm80, sm90 };
 struct PrefillOptions {
   Launch launch = Launch::after_previous;
   PrefillKernel kernel = PrefillKernel::best;
-  /// The bits of a row depend on that row alone. Costs the wide tiles that large batches are faster with: up to a
-  /// tenth.
+  /// The bits of a row depend on that row alone. Costs the wide tiles that large batches are faster with, up to a tenth,
+  /// and the idle SMs beside few tiles.
   bool batch_invariant = false;
 };
 
@@ -51,9 +52,9 @@ namespace detail {
 
 template <class Problem>
 inline constexpr bool prefill_takes_types =
-    (std::is_same_v<typename Problem::Query, bf16> || std::is_same_v<typename Problem::Query, f16>)&&std::is_same_v<
-        typename Problem::Query, typename Problem::Element>&& std::is_same_v<typename Problem::Query,
-                                                                             typename Problem::Output>;
+    (std::is_same_v<typename Problem::Query, bf16> || std::is_same_v<typename Problem::Query, f16>) &&
+    std::is_same_v<typename Problem::Query, typename Problem::Element> &&
+    std::is_same_v<typename Problem::Query, typename Problem::Output>;
 
 }  // namespace detail
 
@@ -118,6 +119,18 @@ bool has_many_tiles(const Problem& problem, const DeviceInfo& device, const Pref
   if (options.batch_invariant) return false;
   const PrefillCut cut = prefill_cut(choose_prefill_sm90(problem.head_dim(), problem.head_dim_v(), true), problem, 0);
   return max_tiles(cut, problem) >= std::int64_t{prefill_many_tiles} * device.num_sms;
+}
+
+/// Shares of the keys of each tile; more than 1 only where pieces of all rows fit in `num_pieces` rows of partials. By
+/// the stated bounds: bits may change with them.
+template <class Problem>
+int num_splits(const Problem& problem, const Workspace& workspace, std::int64_t num_pieces) {
+  if (problem.num_tokens() == 0 || problem.head_dim_v() > workspace.options().head_dim_v) return 1;
+  const PrefillCut cut = prefill_cut(choose_prefill_sm90(problem.head_dim(), problem.head_dim_v(), false), problem, 0);
+  const std::int64_t wanted =
+      prefill_splits(max_tiles(cut, problem), problem.tables.max_kv_len, workspace.device().num_sms);
+  const std::int64_t num_rows = std::int64_t{problem.num_tokens()} * problem.q_heads();
+  return static_cast<int>(max<std::int64_t>(1, min(wanted, num_pieces / num_rows)));
 }
 
 /// A program that was built without 90a has an empty kernel: one without shared memory of its own.
@@ -187,12 +200,13 @@ void launch_prefill_sm80(const Problem& problem, const V& variant, cudaStream_t 
 /// At most one CTA an SM. False, and nothing done, where the program holds no code for sm_90a.
 template <class Config, class Problem, AttentionVariant V>
 bool launch_prefill_sm90(const Problem& problem, const V& variant, const Workspace& workspace, cudaStream_t stream,
-                         Launch mode, int min_q_len) {
+                         Launch mode, int min_q_len, int num_splits) {
   const auto kernel = attention_prefill_sm90_kernel<Config, Problem, V>;
   static const bool compiled = is_compiled(kernel);
   if (!compiled) return false;
-  const PrefillCut cut = prefill_cut(Config::policy, problem, min_q_len);
-  const std::int64_t num_ctas = min<std::int64_t>(max_tiles(cut, problem), workspace.device().num_sms);
+  PrefillCut cut = prefill_cut(Config::policy, problem, min_q_len);
+  cut.num_splits = num_splits;
+  const std::int64_t num_ctas = min<std::int64_t>(max_tiles(cut, problem) * num_splits, workspace.device().num_sms);
   if (num_ctas == 0 || problem.num_tokens() == 0) return true;
   const PrefillMaps maps{tensor_map(boxed_queries(problem.q, 1 << cut.packed_shift, 64)),
                          tensor_map(boxed(problem.kv.k, cut.box_rows, 1)),
@@ -201,14 +215,26 @@ bool launch_prefill_sm90(const Problem& problem, const V& variant, const Workspa
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::shared_bytes),
         "prefill: shared memory");
   launch(kernel, {dim3(static_cast<unsigned>(num_ctas)), Config::threads, Config::shared_bytes}, mode, stream,
-         "prefill_sm90: launch", problem, variant, cut, maps, workspace.prefill_counters());
+         "prefill_sm90: launch", problem, variant, cut, maps, workspace.partials(), workspace.prefill_counters());
   return true;
 }
 
-/// prefill() of the sequences that have at least min_q_len queries; rows of the others are not touched.
+/// Joins the pieces that prefill_part() left, if any.
+template <class Problem, AttentionVariant V>
+void merge_part(const Problem& problem, const V& variant, const Workspace& workspace, cudaStream_t stream,
+                int num_splits, int min_q_len) {
+  if (num_splits == 1) return;
+  const std::int64_t num_rows = std::int64_t{problem.num_tokens()} * problem.q_heads();
+  const auto num_ctas = static_cast<unsigned>(ceil_div<std::int64_t>(num_rows, prefill_merge_threads / 32));
+  launch(prefill_merge_kernel<Problem, V>, {dim3(num_ctas), prefill_merge_threads}, Launch::overlap_previous, stream,
+         "prefill_merge: launch", problem, variant, workspace.partials(), num_splits, min_q_len);
+}
+
+/// prefill() of the sequences that have at least min_q_len queries; rows of the others are not touched. Returns how many
+/// pieces of a row, num_pieces in all at most, are left in the workspace's partials to merge_part(); 1: the rows are done.
 template <int HeadDim, int HeadDimV, class Problem, AttentionVariant V>
-void prefill_part(const Problem& problem, const V& variant, const Workspace& workspace, cudaStream_t stream,
-                  const PrefillOptions& options, int min_q_len) {
+int prefill_part(const Problem& problem, const V& variant, const Workspace& workspace, cudaStream_t stream,
+                 const PrefillOptions& options, int min_q_len, std::int64_t num_pieces) {
   using T = typename Problem::Query;
   problem.validate();
   require(problem.head_dim() == HeadDim, "prefill: head_dim", HeadDim, problem.head_dim());
@@ -223,14 +249,17 @@ void prefill_part(const Problem& problem, const V& variant, const Workspace& wor
       // A rule that bends logits needs the registers that wide tiles take.
       constexpr PrefillSm90Policy few = choose_prefill_sm90(HeadDim, HeadDimV, false);
       constexpr PrefillSm90Policy many = choose_prefill_sm90(HeadDim, HeadDimV, keeps_logits_v<V>);
+      constexpr PrefillSm90Policy shared = choose_prefill_sm90_splits(HeadDim, HeadDimV);
+      const int splits = options.batch_invariant ? 1 : num_splits(problem, workspace, num_pieces);
       const auto launched = [&](auto config) {
         return launch_prefill_sm90<typename decltype(config)::type>(problem, variant, workspace, stream, options.launch,
-                                                                    min_q_len);
+                                                                    min_q_len, splits);
       };
-      if (has_many_tiles(problem, workspace.device(), options)
+      if (splits > 1 ? launched(std::type_identity<PrefillSm90Config<T, HeadDim, HeadDimV, shared>>{})
+          : has_many_tiles(problem, workspace.device(), options)
               ? launched(std::type_identity<PrefillSm90Config<T, HeadDim, HeadDimV, many>>{})
               : launched(std::type_identity<PrefillSm90Config<T, HeadDim, HeadDimV, few>>{}))
-        return;
+        return splits;
       if (options.kernel == PrefillKernel::sm90) refuse("this program holds no code for sm_90a");
     }
   } else if (options.kernel == PrefillKernel::sm90) {
@@ -241,6 +270,7 @@ void prefill_part(const Problem& problem, const V& variant, const Workspace& wor
   constexpr PrefillPolicy policy = choose_prefill(min_arch, max(HeadDim, HeadDimV), sizeof(T));
   launch_prefill_sm80<PrefillSm80Config<T, HeadDim, HeadDimV, policy>>(problem, variant, stream, options.launch,
                                                                        min_q_len);
+  return 1;
 }
 
 }  // namespace detail
@@ -250,8 +280,10 @@ void prefill_part(const Problem& problem, const V& variant, const Workspace& wor
 /// tile multiply the same values, hidden ones by 0: an Inf or NaN in V of a live key makes NaN of rows that do not see
 /// it, too.
 ///   HeadDim, HeadDimV   multiples of 16 up to 256, of K and of V; q, K, V and out all bf16 or all f16
-///   workspace           counts the tiles that are taken: calls that share one must be ordered
-/// Enqueues one kernel on `stream`; never allocates, never synchronises (so it can be captured in a graph; lengths and
+///   workspace           counts the tiles that are taken, and holds the pieces of rows whose keys are shared out among SMs
+///                       that would be idle (prefill_splits), as far as its partials go: calls that share one must be
+///                       ordered
+/// Enqueues one kernel on `stream`, or two where keys are shared out; never allocates, never synchronises (so it can be captured in a graph; lengths and
 /// tables are read when it runs). Throws before launching: InvalidArgument where problem.validate() or
 /// prefill_support() says no, CudaError where the launch fails.
 template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, StorageType O,
@@ -260,7 +292,9 @@ void prefill(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& 
              cudaStream_t stream, const PrefillOptions& options = {}) {
   static_assert(detail::prefill_takes_types<AttentionProblem<Space::device, Q, KV, O>>,
                 "prefill takes q, K, V and out all bf16 or all f16");
-  detail::prefill_part<HeadDim, HeadDimV>(problem, variant, workspace, stream, options, 0);
+  const int num_splits = detail::prefill_part<HeadDim, HeadDimV>(problem, variant, workspace, stream, options, 0,
+                                                                 workspace.options().max_partials);
+  detail::merge_part(problem, variant, workspace, stream, num_splits, 0);
 }
 
 /// The same for a head_dim known only at run time, one of those named; nothing else is compiled. head_dim_v is like

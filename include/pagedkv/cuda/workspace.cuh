@@ -40,7 +40,7 @@ struct StepView {
 };
 
 /// Capacities; nothing grows later. Device memory: 4 * max_seqs * max_blocks_per_seq bytes of tables, 8 * max_tokens of
-/// slots, 4 * max_partials * (head_dim_v + 3) of partials; pinned host memory: num_buffers times tables and slots.
+/// slots, 8 * max_partials * (head_dim_v + 2.5) of partials; pinned host memory: num_buffers times tables and slots.
 struct WorkspaceOptions {
   int max_seqs = 256;
   int max_blocks_per_seq = 1024;
@@ -66,6 +66,9 @@ class Workspace {
         outputs_(size(options.max_partials) * size(round_up(options.head_dim_v, 4))),
         softmax_(size(options.max_partials)),
         arrivals_(size(options.max_partials)),
+        awaited_outputs_((size(options.max_partials) + AwaitedPartials::slack) * size(round_up(options.head_dim_v, 4)),
+                         absent & 0xff),
+        awaited_softmax_(size(options.max_partials) + AwaitedPartials::slack, absent & 0xff),
         prefill_counters_(1) {
     cudaFuncAttributes unused;  // asking loads the kernel, for which the first upload would else wait
     check(cudaFuncGetAttributes(&unused, changes_apply_kernel<ChangesConfig>), "workspace: load");
@@ -137,6 +140,13 @@ class Workspace {
     return {.outputs = dense_view<Space::device>(outputs_.data(), {capacity, columns}),
             .softmax = dense_view<Space::device>(softmax_.data(), {capacity}),
             .arrivals = dense_view<Space::device>(arrivals_.data(), {capacity})};
+  }
+
+  /// For launchers: where pieces are awaited.
+  AwaitedPartials awaited_partials() const {
+    const std::int64_t capacity = options_.max_partials, columns = round_up(options_.head_dim_v, 4);
+    return {.outputs = dense_view<Space::device>(awaited_outputs_.data(), {capacity * columns}),
+            .softmax = dense_view<Space::device>(awaited_softmax_.data(), {capacity})};
   }
 
   /// For launchers: what the CTAs of a prefill take their tiles by.
@@ -236,6 +246,8 @@ class Workspace {
   DeviceArray<float> outputs_;  // [max_partials, head_dim_v in steps of 16 bytes]
   DeviceArray<OnlineSoftmax> softmax_;
   DeviceArray<unsigned> arrivals_;
+  DeviceArray<float> awaited_outputs_;  // as outputs_
+  DeviceArray<OnlineSoftmax> awaited_softmax_;
   DeviceArray<PrefillCounters> prefill_counters_;
   TableVersion on_device_;  // the batch and its changes that tables_ holds
   std::size_t last_upload_bytes_ = 0;

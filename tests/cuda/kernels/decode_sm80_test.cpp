@@ -1,5 +1,6 @@
 // The decode kernel's own source, run on the host by emulated warps, against the reference.
 // clang-format off
+#define __shared__ __thread  // one for each host thread, so that CTAs can run together
 #include "support/warp_emulator.hpp"  // before the kernel: it defines CUDA's words
 // clang-format on
 
@@ -8,6 +9,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -21,13 +23,14 @@
 #include "support/mixed_batch.hpp"
 #include "support/problem_generator.hpp"
 #include "support/rules.hpp"
+#include "support/run_grid.hpp"
 #include "support/tolerance.hpp"
 
 // What `extern __shared__` names.
 namespace pagedkv {
 inline namespace v0 {
 namespace cuda {
-alignas(128) unsigned char shared_bytes[99 * 1024];
+alignas(128) __thread unsigned char shared_bytes[180 * 1024];
 }  // namespace cuda
 }  // namespace v0
 }  // namespace pagedkv
@@ -37,26 +40,33 @@ namespace {
 using namespace pagedkv;
 using namespace pagedkv_test;
 
-/// Partials that outlive a launch, poisoned.
+/// Partials that outlive a launch.
 struct Scratch {
   std::int64_t rows;
   int head_dim_v;
   std::vector<float> outputs;
   std::vector<OnlineSoftmax> softmax;
-  std::vector<unsigned> arrivals;
 
   Scratch(std::int64_t num_rows, int columns)
       : rows(num_rows),
         head_dim_v(columns),
-        outputs(static_cast<std::size_t>(num_rows * columns), std::numeric_limits<float>::quiet_NaN()),
-        softmax(static_cast<std::size_t>(num_rows), {std::numeric_limits<float>::quiet_NaN(), 0.f}),
-        arrivals(static_cast<std::size_t>(num_rows), 0u) {}
+        outputs(static_cast<std::size_t>((num_rows + cuda::AwaitedPartials::slack) * columns), none),
+        softmax(static_cast<std::size_t>(num_rows + cuda::AwaitedPartials::slack), {none, none}) {}
 
-  cuda::Partials view() {
-    return {.outputs = dense_view<Space::device>(outputs.data(), {rows, std::int64_t{head_dim_v}}),
-            .softmax = dense_view<Space::device>(softmax.data(), {rows}),
-            .arrivals = dense_view<Space::device>(arrivals.data(), {rows})};
+  cuda::AwaitedPartials view() {
+    return {.outputs = dense_view<Space::device>(outputs.data(), {rows * head_dim_v}),
+            .softmax = dense_view<Space::device>(softmax.data(), {rows})};
   }
+
+  bool is_empty() const {
+    const auto is_absent = [](float word) { return std::bit_cast<std::uint32_t>(word) == cuda::absent; };
+    return std::ranges::all_of(outputs, is_absent) && std::ranges::all_of(softmax, [&](const OnlineSoftmax& row) {
+             return is_absent(row.max) && is_absent(row.sum);
+           });
+  }
+
+ private:
+  static constexpr float none = std::bit_cast<float>(cuda::absent);
 };
 
 struct Cutting {
@@ -66,9 +76,10 @@ struct Cutting {
   std::int64_t num_partials = 4096;  // rows
   int min_slice_units = 1;
   bool beside_previous = false;
+  std::uint64_t together = 0;  // seed of the turns that all CTAs take; 0: one after the other
 };
 
-/// Runs the grid, one CTA after another. How often the threads of each CTA have waited for the kernel in front.
+/// Runs the grid. How often the threads of each CTA, one after the other, have waited for the kernel in front.
 template <class Config, class Problem, AttentionVariant V>
 std::vector<long> launch(const Problem& problem, const V& variant, const Cutting& cutting) {
   static_assert(sizeof(typename Config::SharedMemory) <= sizeof(cuda::shared_bytes));
@@ -94,20 +105,30 @@ std::vector<long> launch(const Problem& problem, const V& variant, const Cutting
   const cuda::DecodePools pools{cuda::in_chunks(problem.kv.k), cuda::in_chunks(problem.kv.v),
                                 static_cast<int>(problem.kv.num_blocks())};
   Scratch scratch(cutting.num_partials, Config::head_dim_v);
-  emulated_grid.x = static_cast<unsigned>(cutting.num_ctas);
   std::vector<long> waits_of_cta;
+  if (cutting.together != 0) {
+    run_grid_together(static_cast<unsigned>(cutting.num_ctas), cutting.together, [&] {
+      emulator.run(Config::threads,
+                   [&] { cuda::paged_decode_sm80_kernel<Config>(problem, variant, cut, pools, scratch.view()); });
+    });
+    REQUIRE(scratch.is_empty());
+    return waits_of_cta;
+  }
+  emulated_grid.x = static_cast<unsigned>(cutting.num_ctas);
   for (emulated_cta.x = 0; emulated_cta.x < emulated_grid.x; ++emulated_cta.x) {
     waits = 0;
     emulator.run(Config::threads,
                  [&] { cuda::paged_decode_sm80_kernel<Config>(problem, variant, cut, pools, scratch.view()); });
     waits_of_cta.push_back(waits);
   }
-  REQUIRE(std::ranges::all_of(scratch.arrivals, [](unsigned count) { return count == 0; }));
+  REQUIRE(scratch.is_empty());
   return waits_of_cta;
 }
 
 template <class T, int HeadDim, int HeadDimV = HeadDim, int Rows = 8>
-using Config = cuda::DecodeSm80Config<T, HeadDim, HeadDimV, cuda::choose_decode(80, HeadDim, HeadDimV, Rows)>;
+using Config = cuda::DecodeSm80Config<T, HeadDim, HeadDimV,
+                                      cuda::choose_decode(Rows == 8 ? cuda::DecodeTile::narrow : cuda::DecodeTile::wide,
+                                                          HeadDim, HeadDimV)>;
 
 template <class Config, class V>
 void check(GeneratedProblem<typename Config::Element>& generated, const V& variant, const Cutting& cutting = {}) {
@@ -201,7 +222,38 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("the decode kernel joins more pieces of a row than shared memory has room for") {
+TEST_CASE("the decode kernel waits for the pieces of CTAs that come late, and leaves none behind") {
+  auto generated = generate<bf16, 32>(3, {.max_seqs = 3, .max_kv_len = 1500, .max_q_len = 2, .max_group_size = 4});
+  for (const std::uint64_t seed : {1, 2, 3, 4, 5, 6}) {
+    for (const bool unit_pieces : {false, true}) {
+      CAPTURE(seed);
+      CAPTURE(unit_pieces);
+      check<Config<bf16, 32>>(generated, Causal{},
+                              {.num_ctas = std::array{2, 5, 24}[seed % 3],
+                               .unit_pieces = unit_pieces,
+                               .num_partials = 40000,
+                               .together = seed});
+    }
+  }
+}
+
+TEST_CASE("the decode kernel merges many pieces of a row in groups, and in whatever order CTAs come") {
+  const ProblemShape shape{.seed = 5,
+                           .q_len = {1, 1},
+                           .kv_len = {1200, 700},
+                           .kv_heads = 1,
+                           .group_size = 3,
+                           .head_dim = 16,
+                           .head_dim_v = 16,
+                           .block_size = 16};
+  GeneratedProblem<bf16> generated(shape);
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    CAPTURE(seed);
+    check<Config<bf16, 16>>(generated, Causal{}, {.num_ctas = 30, .together = seed});
+  }
+}
+
+TEST_CASE("the decode kernel joins a hundred pieces of a row") {
   ProblemShape shape{.seed = 5,
                      .q_len = {1},
                      .kv_len = {2500},
@@ -213,6 +265,23 @@ TEST_CASE("the decode kernel joins more pieces of a row than shared memory has r
   GeneratedProblem<bf16> generated(shape);
   for (const bool unit_pieces : {false, true})  // 79 units
     check<Config<bf16, 256>>(generated, Causal{}, {.num_ctas = 79, .unit_pieces = unit_pieces});
+}
+
+template <class T, int HeadDim>
+using LoneConfig =
+    cuda::DecodeSm80Config<T, HeadDim, HeadDim, cuda::choose_decode(cuda::DecodeTile::lone, HeadDim, HeadDim)>;
+
+TEST_CASE("the decode kernel gives the reference's results in lone tiles, too, one slice or many of them") {
+  for (const std::uint64_t seed : {1, 2, 3, 4}) {
+    for (const int num_ctas : {1, 5, 40}) {
+      CAPTURE(seed);
+      CAPTURE(num_ctas);
+      auto small = generate<bf16, 16>(seed), usual = generate<bf16, 128>(seed), wide = generate<bf16, 192>(seed);
+      check<LoneConfig<bf16, 16>>(small, Causal{}, {.num_ctas = num_ctas});
+      check<LoneConfig<bf16, 128>>(usual, Causal{}, {.num_ctas = num_ctas});
+      check<LoneConfig<bf16, 192>>(wide, Causal{}, {.num_ctas = num_ctas});
+    }
+  }
 }
 
 TEST_CASE("the decode kernel leaves prompts of a mixed batch alone, wherever they stand and however it is cut") {
@@ -272,7 +341,7 @@ TEST_CASE("the decode kernel gives a batch-invariant row the same bits in tiles 
   auto generated = generate<bf16, 64>(7, {.max_seqs = 3, .max_kv_len = 600, .max_q_len = 1, .max_group_size = 4});
   const Cutting cutting{.num_ctas = 5, .unit_pieces = true, .unit_tiles = 4, .num_partials = 40000};
   generated.clear_outputs();
-  launch<Config<bf16, 64, 64, 8>>(generated.problem(), Causal{}, cutting);
+  launch<LoneConfig<bf16, 64>>(generated.problem(), Causal{}, cutting);
   const auto out = generated.out;
   const auto lse = generated.lse;
   generated.clear_outputs();

@@ -33,6 +33,8 @@ using namespace pagedkv_test;
 /// As much of a kernel's Config as finding tiles takes; small tiles, so that there are many.
 struct Config {
   static constexpr int query_tile = 8, key_tile = 16, head_dim_v = 16, tiles_ahead = 3;
+  static constexpr bool splits_keys = false;
+  using Work = PrefillWork;
 
   struct Signals {
     ptx::Mbarrier tile_full[tiles_ahead], tile_empty[tiles_ahead];
@@ -113,7 +115,7 @@ std::vector<Tile> take_all(GeneratedProblem<bf16>& generated, const PrefillCut& 
       }
       __syncthreads();
       if (threadIdx.x < 32) {
-        cuda::detail::take_tiles<Config>(signals, problem, Causal{}, cut, counters);
+        cuda::detail::take_tiles<Config>(signals, problem, Causal{}, cut, {}, counters);
       } else {
         cuda::detail::for_each_tile<Config>(signals, [&](const PrefillWork& work) {
           if (cuda::detail::lane_id() != 0) return;
@@ -188,6 +190,38 @@ TEST_CASE("a sequence's tiles are each place once: section by section, and in a 
     }
     CHECK(sound);
   }
+}
+
+TEST_CASE("a tile of keys that a row can see lies in one share, shares follow each other and are as even as can be") {
+  Random random(2);
+  const auto check_rule = [&](const auto& rule) {
+    for (int i = 0; i < 1000; ++i) {
+      const int key_tile = random.pick({16, 80, 128}), kv_len = random.between(0, 2000);
+      const int first = random.between(-5, kv_len), last = first + random.between(0, 100);  // positions
+      const KeyRanges seen = seen_keys(rule, first, last, kv_len);
+      const KeyRange keys{0, kv_len};
+      const int num_splits = random.between(1, 9), in_all = last_key_tile(seen, keys, key_tile) / key_tile + 1;
+      int end = -1;
+      bool sound = true;
+      std::set<int> tiles;
+      for (int split = 0; split < num_splits; ++split) {
+        const KeyRange own = keys_of_split(seen, keys, key_tile, split, num_splits);
+        sound &= end == -1 || own.begin == end;
+        sound &= own.end - own.begin <= ceil_div(in_all, num_splits) * key_tile;
+        end = own.end;
+        for (int tile = own.begin; tile < own.end; tile += key_tile) {
+          sound &= tile % key_tile == 0;
+          tiles.insert(tile);
+        }
+      }
+      for (int tile = 0; tile < kv_len; tile += key_tile)
+        sound &= !seen.touches({tile, min(tile + key_tile, kv_len)}) || tiles.contains(tile);
+      CHECK(sound);
+    }
+  };
+  check_rule(Causal{});
+  check_rule(Full{});
+  check_rule(SlidingWindow{.window = 300, .sink_tokens = 5});
 }
 
 TEST_CASE("a CTA alone takes every tile of a ragged batch in the list's order") {

@@ -14,11 +14,13 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <set>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "pagedkv/cuda/kernels/prefill_merge.cuh"
 #include "pagedkv/cuda/policy.hpp"
 #include "support/drop_blocks.hpp"
 #include "support/mixed_batch.hpp"
@@ -58,6 +60,7 @@ struct Course {
   unsigned num_ctas = 2;
   int section = 2;  // heads
   int min_q_len = 0;
+  int num_splits = 1;
 };
 
 template <class Config, class Problem>
@@ -70,12 +73,32 @@ cuda::PrefillCut cut_of(const Problem& problem, const Course& course) {
   cut.tile_queries = Config::query_tile >> cut.packed_shift;
   cut.head_tiles = problem.q_heads() >> cut.packed_shift;
   cut.section = course.section;
+  cut.num_splits = course.num_splits;
   const auto power = [](int n) { return n & -n; };
   cut.box_rows = min(power(problem.kv.block_size()), power(Config::key_tile));
   cut.group_tiles = Divisor(group_size >> cut.packed_shift);
   cut.block_size = Divisor(problem.kv.block_size());
   return cut;
 }
+
+/// Rows that wait to be merged; full of NaN, as nobody has written them.
+struct Pieces {
+  int num_rows, columns;
+  std::vector<float> outputs;
+  std::vector<OnlineSoftmax> softmax;
+
+  Pieces(int rows, int head_dim_v)
+      : num_rows(rows),
+        columns(head_dim_v),
+        outputs(static_cast<std::size_t>(rows * head_dim_v), std::numeric_limits<float>::quiet_NaN()),
+        softmax(static_cast<std::size_t>(rows), {std::numeric_limits<float>::quiet_NaN(), 0.f}) {}
+
+  cuda::Partials view() {
+    return {.outputs = dense_view<Space::device>(outputs.data(), {std::int64_t{num_rows}, std::int64_t{columns}}),
+            .softmax = dense_view<Space::device>(softmax.data(), {std::int64_t{num_rows}}),
+            .arrivals = {}};
+  }
+};
 
 /// Runs all CTAs at once.
 template <class Config, class Problem, AttentionVariant V>
@@ -89,12 +112,21 @@ void launch(const Problem& problem, const V& variant, const Course& course = {})
                                tensor_map(cuda::boxed(problem.kv.v, cut.box_rows, 1)),
                                tensor_map(cuda::boxed_queries(problem.out, 1 << cut.packed_shift, 64))};
   cuda::PrefillCounters counters{0, 0};
+  Pieces pieces(Config::splits_keys ? problem.num_tokens() * problem.q_heads() * course.num_splits : 0,
+                Config::head_dim_v);
+  const cuda::Partials partials = pieces.view();
   run_grid_together(course.num_ctas, course.seed, [&] {
     run_cta({cuda::shared_bytes, Config::shared_bytes}, Config::threads,
-            [&] { cuda::attention_prefill_sm90_kernel<Config>(problem, variant, cut, maps, &counters); });
+            [&] { cuda::attention_prefill_sm90_kernel<Config>(problem, variant, cut, maps, partials, &counters); });
   });
   CHECK(counters.taken == 0);
   CHECK(counters.finished == 0);
+  if (!Config::splits_keys || problem.num_tokens() == 0) return;
+  constexpr int rows_per_cta = cuda::prefill_merge_threads / 32;
+  run_grid_together(ceil_div(problem.num_tokens() * problem.q_heads(), rows_per_cta), course.seed, [&] {
+    run_cta({cuda::shared_bytes, 1}, cuda::prefill_merge_threads,
+            [&] { cuda::prefill_merge_kernel(problem, variant, partials, course.num_splits, course.min_q_len); });
+  });
 }
 
 template <class Config, class V>
@@ -186,6 +218,20 @@ TEST_CASE("the Hopper prefill kernel gives the reference's results for ragged pr
     CAPTURE(seed);
     auto generated = generate<bf16, 64>(seed, std::array{8, 16, 24, 40, 64, 256}[seed % 6]);
     check<Config<bf16, 64>>(generated, Causal{}, {.seed = seed, .num_ctas = 1 + static_cast<unsigned>(seed % 4)});
+  }
+}
+
+TEST_CASE("the Hopper prefill kernel gives the reference's results where shares of a tile's keys are merged") {
+  constexpr cuda::PrefillSm90Policy shared_policy{
+      .query_tile = 128, .key_tile = 64, .key_stages = 2, .value_stages = 2, .query_buffers = 2, .splits_keys = true};
+  using Shared = Config<bf16, 64, 64, shared_policy>;
+  for (std::uint64_t seed = 0; seed < 16; ++seed) {
+    CAPTURE(seed);
+    const Course course{
+        .seed = seed, .num_ctas = 1 + static_cast<unsigned>(seed % 4), .num_splits = std::array{1, 2, 3, 7}[seed / 4]};
+    auto generated = generate<bf16, 64>(seed, std::array{8, 16, 64, 24}[seed % 4]);
+    check<Shared>(generated, Causal{}, course);
+    check<Shared>(generated, SlidingWindow{.window = 90, .sink_tokens = 5}, course);
   }
 }
 

@@ -6,6 +6,7 @@
 #include "pagedkv/attention/online_softmax.hpp"
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/core/config.hpp"
+#include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/cuda/kernels/decode_slices.hpp"
 #include "pagedkv/cuda/kernels/decode_walk.cuh"
@@ -56,6 +57,7 @@ template <class Config>
 __device__ __forceinline__ void put_output(typename Config::Stage& stage, const typename Config::Output& output,
                                            int first) {
   auto* const exchange = reinterpret_cast<float*>(&stage);  // [rows_per_pass, head_dim_v]
+  const int lane = Config::octets == 1 ? lane_id() : lane_id_behind_loop();
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
     if (octet * 8 < first || octet * 8 >= first + Config::rows_per_pass) continue;
@@ -63,7 +65,7 @@ __device__ __forceinline__ void put_output(typename Config::Stage& stage, const 
     for (int d = 0; d < Config::head_dim_v / 16; ++d) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const Coordinate place = fragment_c(lane_id(), i);  // row: of O^T, a column of the output
+        const Coordinate place = fragment_c(lane, i);  // row: of O^T, a column of the output
         exchange[exchange_offset<Config>(octet * 8 - first + place.column, 16 * d + place.row)] = output[d][octet][i];
       }
     }
@@ -105,42 +107,80 @@ __device__ __forceinline__ RowQuad<Config> join_warps(const typename Config::Sha
   return join<Config>(pieces);
 }
 
+/// Where a row goes, and what its rule adds.
+template <class Config>
+struct RowPlace {
+  typename Config::Element* out;  // of column 0
+  float* lse;                     // null: not wanted
+  float prior;
+
+  __device__ __forceinline__ void finish(const RowQuad<Config>& total, int column) const {
+    using T = typename Config::Element;
+    struct alignas(8) Four {
+      std::uint32_t pairs[2];
+    };
+    const auto [scale, row_lse] = total.softmax.finish(prior);
+    *reinterpret_cast<Four*>(out + column) = {ptx::pack<T>(scale * total.out[0], scale * total.out[1]),
+                                              ptx::pack<T>(scale * total.out[2], scale * total.out[3])};
+    if (column == 0 && lse != nullptr) *lse = row_lse;
+  }
+};
+
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void finish_row(const Problem& problem, const V& variant, const DecodeItem& item,
-                                           const DecodeCut& cut, int kv_head, int row, int column,
-                                           const RowQuad<Config>& total) {
-  using T = typename Config::Element;
-  struct alignas(8) Four {
-    std::uint32_t pairs[2];
-  };
+__device__ __forceinline__ RowPlace<Config> place_of_row(const Problem& problem, const V& variant,
+                                                         const DecodeItem& item, const DecodeCut& cut, int kv_head,
+                                                         int row) {
   const int packed = item.row_begin + row, group_size = static_cast<int>(cut.group_size.divisor);
   const std::int64_t token = item.first_token + cut.group_size.quotient(packed);
   const int q_head = kv_head * group_size + cut.group_size.remainder(packed);
-  const auto [scale, lse] = total.softmax.finish(prior_of(variant, q_head));
-  *reinterpret_cast<Four*>(problem.out.at(token, q_head, column)) = {
-      ptx::pack<T>(scale * total.out[0], scale * total.out[1]),
-      ptx::pack<T>(scale * total.out[2], scale * total.out[3])};
-  if (column == 0 && !problem.lse.empty()) problem.lse(token, q_head) = lse;
+  return {problem.out.at(token, q_head, 0), problem.lse.empty() ? nullptr : problem.lse.at(token, q_head),
+          prior_of(variant, q_head)};
 }
 
-/// The pieces of a row of keys, and the tiles of partials where they wait for each other: two for each slice. Only its first
-/// and its last row may have pieces elsewhere: the first piece of the last row waits in one tile, its piece of a row that
-/// began earlier in the other. Where pieces are units, there is a tile for each of them behind these two, which then hold
-/// the total of a row that is all the slice's own, by turns.
+/// The pieces of a row of keys, and the tiles of partials where they are awaited, one behind the other. A slice can share
+/// its first and its last row with others. A row shared by the slices f to l has the tiles from 2 f on; the next one that
+/// is shared begins in slice l at the earliest, so its tiles lie behind. Where pieces are units, each of the batch has a
+/// tile of its own; two tiles a slice in front of them hold the total of a row that is all the slice's own, by turns.
+///
+/// A CTA merges what those in front of it have left: the last one of a row all of its pieces, or, of more than 16, the
+/// totals of groups that have been merged before, all groups at once; those have the tiles behind the pieces. CTAs start
+/// in the order of their numbers, so that those in front are under way, whatever else runs on the GPU (as in CUB's scan).
 struct DecodePieces {
   int num, mine;                // of the item's rows and this head; which of them is at hand
   int first_owner, num_owners;  // slices that hold them
   int own;                      // slice
   bool are_units;
-  std::int64_t first_slot;
+  std::int64_t first_tile;
 
-  __device__ __forceinline__ std::int64_t slot(int piece) const {
-    return piece == 0 && !are_units ? first_owner : first_slot + piece;
-  }
-  __device__ __forceinline__ std::int64_t total_slot(int up_to) const { return 2 * std::int64_t{own} + up_to % 2; }
+  __device__ __forceinline__ std::int64_t total_tile() const { return 2 * std::int64_t{own}; }
+  __device__ __forceinline__ bool are_shared() const { return num_owners > 1; }
+  __device__ __forceinline__ bool end_here() const { return own == first_owner + num_owners - 1; }
 };
 
-/// The rows that a piece belongs to; in shared memory, so that they can be finished when others are under way.
+/// What of a row's pieces this CTA merges at the end of its slice.
+struct DecodeMerge {
+  std::int64_t first_tile, totals;  // of its pieces or group; of the totals of all groups
+  int num = 0, num_groups = 1;      // tiles; 0: nothing
+  int group = 0;
+};
+
+__device__ __forceinline__ DecodeMerge merge_of(const DecodePieces& pieces) {
+  DecodeMerge merge{.first_tile = pieces.first_tile, .totals = pieces.first_tile + pieces.num};
+  if (!pieces.are_shared()) return merge;
+  if (pieces.are_units || pieces.num <= 16) {
+    if (pieces.end_here()) merge.num = pieces.num;
+    return merge;
+  }
+  const int size = 8 * ceil_div(pieces.num, 64);
+  merge.num_groups = ceil_div(pieces.num, size);
+  merge.group = pieces.mine / size;
+  const int first = merge.group * size, last = min(first + size, pieces.num) - 1;
+  merge.first_tile += first;
+  if (pieces.mine == last) merge.num = last + 1 - first;
+  return merge;
+}
+
+/// The rows that a piece belongs to; in shared memory, where threads that have no use for them spend no register.
 struct DecodeRows {
   DecodeItem item;
   int head;
@@ -158,14 +198,15 @@ __device__ __forceinline__ DecodeRows rows_at(const DecodeCursor& cursor, const 
                       .num_owners = 1,
                       .own = own,
                       .are_units = cut.unit_pieces,
-                      .first_slot = slices.num_slices};
+                      .first_tile = 0};
   if (work.cuts_rows) {
     const std::int64_t end = slices.begin(own + 1), row_begin = end - cursor.left - cursor.unit;
     if (row_begin < slices.begin(own) || row_begin + num_units > end) {
       pieces.first_owner = slices.owner(row_begin);
       pieces.num_owners = slices.owner(row_begin + num_units - 1) - pieces.first_owner + 1;
     }
-    pieces.first_slot += cut.unit_pieces ? slices.num_slices + row_begin : pieces.first_owner;
+    pieces.first_tile = 2 * std::int64_t{cut.unit_pieces ? slices.num_slices : pieces.first_owner};
+    if (cut.unit_pieces) pieces.first_tile += row_begin;
   }
   pieces.num = cut.unit_pieces ? num_units : pieces.num_owners;
   pieces.mine = cut.unit_pieces ? cursor.unit : own - pieces.first_owner;
@@ -176,55 +217,56 @@ __device__ __forceinline__ DecodeRows rows_at(const DecodeCursor& cursor, const 
 template <class Config, class Fn>
 __device__ __forceinline__ void for_each_quad(int first, int end, Fn&& fn) {
   constexpr int quads = Config::head_dim_v / Config::quad;
+#pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < (end - first) * quads; i += Config::threads)
     fn(first + i / quads, i % quads * Config::quad);
 }
 
+/// Have all words of a piece come? `absent` is the largest word.
 template <class Config>
-__device__ __forceinline__ void store_partial(const Partials& partials, std::int64_t slot, int row, int column,
-                                              const RowQuad<Config>& piece) {
-  const std::int64_t index = slot * Config::rows + row;
-  *reinterpret_cast<FourFloats*>(partials.outputs.at(index, column)) = {piece.out[0], piece.out[1], piece.out[2],
-                                                                        piece.out[3]};
-  if (column == 0) partials.softmax(index) = piece.softmax;
+__device__ __forceinline__ bool is_there(const RowQuad<Config>& piece) {
+  using pagedkv::detail::float_bits;
+  std::uint32_t largest = max(float_bits(piece.softmax.max), float_bits(piece.softmax.sum));
+#pragma unroll
+  for (const float word : piece.out) largest = max(largest, float_bits(word));
+  return largest != absent;
 }
 
+/// Four columns of a row in the tiles of partials from `first` on.
 template <class Config>
-__device__ __forceinline__ RowQuad<Config> load_partial(const Partials& partials, std::int64_t slot, int row,
-                                                        int column) {
-  const std::int64_t index = slot * Config::rows + row;
-  RowQuad<Config> piece;
-  float softmax[2];
-  ptx::load_past_l1(softmax, &partials.softmax(index).max);
-  ptx::load_past_l1(piece.out, partials.outputs.at(index, column));
-  piece.softmax = {softmax[0], softmax[1]};
-  return piece;
-}
+struct PartialQuads {
+  static constexpr int tile_floats = Config::rows * Config::head_dim_v;
 
-/// Joins load(0) to load(num - 1) to a total, in this order; many are on their way at a time. `one_by_one`: with the bits of
-/// whoever folds piece after piece.
-template <class Config, class Load>
-__device__ __forceinline__ void join_in_order(RowQuad<Config>& total, int num, bool one_by_one, Load&& load) {
-#pragma unroll 1
-  for (int first = 0; first < num; first += Config::joined_at_once) {
-    RowQuad<Config> some[Config::joined_at_once];
-#pragma unroll
-    for (int i = 0; i < Config::joined_at_once; ++i)
-      if (first + i < num) some[i] = load(first + i);
-    if (!one_by_one) {
-      total.merge(join<Config>(some));
-      continue;
-    }
-#pragma unroll
-    for (int i = 0; i < Config::joined_at_once; ++i) total.merge(some[i]);
+  float* out;
+  OnlineSoftmax* softmax;
+
+  __device__ __forceinline__ PartialQuads(const AwaitedPartials& partials, std::int64_t first, int row, int column)
+      : out(partials.outputs.data + first * tile_floats + row * Config::head_dim_v + column),
+        softmax(partials.softmax.data + first * Config::rows + row) {}
+
+  __device__ __forceinline__ void post(int tile, const RowQuad<Config>& piece, bool with_softmax) const {
+    ptx::post(out + tile * tile_floats, piece.out);
+    if (with_softmax) ptx::post(&softmax[tile * Config::rows].max, {piece.softmax.max, piece.softmax.sum});
   }
-}
+  /// What is there of a piece.
+  __device__ __forceinline__ void poll(int tile, RowQuad<Config>& piece) const {
+    float words[2];
+    ptx::poll(words, &softmax[tile * Config::rows].max);
+    ptx::poll(piece.out, out + tile * tile_floats);
+    piece.softmax = {words[0], words[1]};
+  }
+  __device__ __forceinline__ void forget(int tile, bool with_softmax) const {
+    const float none = pagedkv::detail::bits_float(absent);
+    ptx::post(out + tile * tile_floats, {none, none, none, none});
+    if (with_softmax) ptx::post(&softmax[tile * Config::rows].max, {none, none});
+  }
+};
 
 /// The end of a piece, all warps together: join their outputs; then finish the row, or fold the piece into the total of
-/// the row, or leave it to whichever CTA comes last.
+/// the row, or post it for the CTA that merges.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared, int stage, const Problem& problem,
-                                          const V& variant, const DecodeCut& cut, const Partials& partials,
+                                          const V& variant, const DecodeCut& cut, const AwaitedPartials& partials,
                                           const DecodeRows& rows, DecodeState<Config>& state) {
 #pragma unroll
   for (int octet = 0; octet < Config::octets; ++octet) {
@@ -240,91 +282,102 @@ __device__ __forceinline__ void end_piece(typename Config::SharedMemory& shared,
     put_output<Config>(shared.ring[warp_id()][stage], state.output, first);
     __syncthreads();
     const DecodePieces& pieces = rows.pieces;
-    for_each_quad<Config>(first, min(rows.item.num_rows, first + Config::rows_per_pass), [&](int row, int column) {
+    const int end = min(rows.item.num_rows, first + Config::rows_per_pass);
+    const bool adds_to_total = !pieces.are_shared() && pieces.mine > 0;
+    const int new_total = pieces.mine % 2;
+    const std::int64_t total_tile = pieces.total_tile();
+    for_each_quad<Config>(first, end, [&](int row, int column) {
       RowQuad<Config> quad = join_warps<Config>(shared, stage, first, row, column);
-      if (pieces.num_owners > 1) return store_partial<Config>(partials, pieces.slot(pieces.mine), row, column, quad);
+      if (pieces.are_shared()) {
+        const PartialQuads<Config> quads(partials, pieces.first_tile + pieces.mine, row, column);
+        return quads.post(0, quad, column == 0);
+      }
       // All pieces are this CTA's, in order, and these columns this thread's to fold.
-      if (pieces.mine > 0) {
-        RowQuad<Config> total = load_partial<Config>(partials, pieces.total_slot(pieces.mine - 1), row, column);
+      const PartialQuads<Config> totals(partials, total_tile, row, column);
+      if (adds_to_total) {
+        RowQuad<Config> total;
+        do totals.poll(1 - new_total, total);
+        while (!is_there(total));
         total.merge(quad);
         quad = total;
       }
-      if (pieces.mine < pieces.num - 1)
-        return store_partial<Config>(partials, pieces.total_slot(pieces.mine), row, column, quad);
-      finish_row<Config>(problem, variant, rows.item, cut, rows.head, row, column, quad);
+      if (pieces.mine < pieces.num - 1) return totals.post(new_total, quad, column == 0);
+      place_of_row<Config>(problem, variant, rows.item, cut, rows.head, row).finish(quad, column);
     });
-    __syncthreads();
+    __syncthreads();  // `rows` may be others from here on
+    if (!adds_to_total) continue;
+    for_each_quad<Config>(first, end, [&](int row, int column) {
+      PartialQuads<Config>(partials, total_tile, row, column).forget(1 - new_total, column == 0);
+    });
   }
 }
 
-/// Rows whose pieces are all there: whoever came last merges and finishes them.
+/// Merges the pieces in `num` tiles from `first_tile` on, a warp for each row, as soon as all are there; eight are looked
+/// at at a time. The rows end here, or what they come to goes to one more tile. Units are folded one after the other, with
+/// the bits of a CTA that owns them all.
+template <class Config, class Problem, AttentionVariant V>
+__device__ __forceinline__ void merge_tiles(const Problem& problem, const V& variant, const DecodeCut& cut,
+                                            const AwaitedPartials& partials, const DecodeRows& rows,
+                                            std::int64_t first_tile, int num, bool ends, std::int64_t total_tile) {
+  constexpr int at_once = AwaitedPartials::at_once;
+  const bool are_units = rows.pieces.are_units;
+#pragma unroll 1
+  for (int row = warp_id(); row < rows.item.num_rows; row += Config::warps) {
+    const RowPlace<Config> place = place_of_row<Config>(problem, variant, rows.item, cut, rows.head, row);
+#pragma unroll 1
+    for (int column = Config::quad * lane_id(); column < Config::head_dim_v; column += 32 * Config::quad) {
+      RowQuad<Config> total;
+#pragma unroll 1
+      for (int first = 0; first < num; first += at_once) {
+        const PartialQuads<Config> quads(partials, first_tile + first, row, column);
+        RowQuad<Config> some[at_once];
+        unsigned missing;
+        do {
+          missing = 0;
+#pragma unroll
+          for (int i = 0; i < at_once; ++i) quads.poll(i, some[i]);  // behind the last one, too: all at once
+#pragma unroll
+          for (int i = 0; i < at_once; ++i) missing |= is_there(some[i]) ? 0u : 1u << i;
+        } while ((missing & ((1u << min(num - first, at_once)) - 1)) != 0);
+#pragma unroll
+        for (int i = 0; i < at_once; ++i)
+          if (first + i >= num) some[i].softmax = {};
+        if (are_units) {
+#pragma unroll
+          for (const RowQuad<Config>& unit : some) total.merge(unit);
+        } else {
+          total.merge(join<Config>(some));
+        }
+      }
+      if (ends)
+        place.finish(total, column);
+      else
+        PartialQuads<Config>(partials, total_tile, row, column).post(0, total, column == 0);
+    }
+    __syncwarp();  // nobody asks for these pieces any more
+#pragma unroll 1
+    for (int column = Config::quad * lane_id(); column < Config::head_dim_v; column += 32 * Config::quad) {
+      const PartialQuads<Config> quads(partials, first_tile, row, column);
+#pragma unroll 4
+      for (int i = 0; i < num; ++i) quads.forget(i, column == 0);
+    }
+  }
+}
+
+/// All threads, at the end of the CTA's slice.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void merge_rows(const Problem& problem, const V& variant, const DecodeCut& cut,
-                                           const Partials& partials, const DecodeRows& rows) {
-  const DecodePieces& pieces = rows.pieces;
-  for_each_quad<Config>(0, rows.item.num_rows, [&](int row, int column) {
-    RowQuad<Config> total;
-    join_in_order<Config>(total, pieces.num, pieces.are_units,
-                          [&](int piece) { return load_partial<Config>(partials, pieces.slot(piece), row, column); });
-    finish_row<Config>(problem, variant, rows.item, cut, rows.head, row, column, total);
-  });
-}
-
-/// The same, bit for bit, at the end of a CTA's slice, when the rings are free: as many pieces as they have room for are on
-/// their way at a time, where there are more than registers hold.
-template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ void merge_rows_at_end(typename Config::SharedMemory& shared, const Problem& problem,
-                                                  const V& variant, const DecodeCut& cut, const Partials& partials,
-                                                  const DecodeRows& rows) {
-  constexpr int columns = Config::head_dim_v, quads_per_row = columns / Config::quad;
-  constexpr int num_rows = Config::threads / quads_per_row;  // at a time, a quad to each thread
-  constexpr auto room = static_cast<int>(sizeof(shared.ring) / (sizeof(float) * columns + sizeof(OnlineSoftmax)));
-  constexpr int num_pieces = room / num_rows / Config::joined_at_once * Config::joined_at_once;  // at a time
-  static_assert(num_rows > 0 && num_pieces > 0);
-  auto* const outputs = reinterpret_cast<float*>(&shared.ring);                      // [num_pieces, num_rows, columns]
-  auto* const softmax = reinterpret_cast<OnlineSoftmax*>(outputs + room * columns);  // [num_pieces, num_rows]
-
-  if (rows.pieces.num <= Config::joined_at_once) return merge_rows<Config>(problem, variant, cut, partials, rows);
-  const DecodePieces pieces = rows.pieces;  // out of shared memory, which would be read again after each copy
-  const int all_rows = rows.item.num_rows, thread = static_cast<int>(threadIdx.x);
-  const int own_row = thread / quads_per_row, column = thread % quads_per_row * Config::quad;
-  for (int row_begin = 0; row_begin < all_rows; row_begin += num_rows) {
-    const bool has_quad = own_row < min(num_rows, all_rows - row_begin);
-    RowQuad<Config> total;
-    for (int first = 0; first < pieces.num; first += num_pieces) {
-      const int count = min(num_pieces, pieces.num - first);
-      for (int piece = 0; has_quad && piece < count; ++piece) {
-        const std::int64_t index = pieces.slot(first + piece) * Config::rows + row_begin + own_row;
-        ptx::cp_async_16(&outputs[(piece * num_rows + own_row) * columns + column], partials.outputs.at(index, column),
-                         true);
-      }
-      ptx::cp_async_commit();
-      for (int i = thread; i < count * num_rows; i += Config::threads) {
-        const int row = row_begin + i % num_rows;
-        if (row >= all_rows) continue;
-        float words[2];
-        ptx::load_past_l1(words, &partials.softmax(pieces.slot(first + i / num_rows) * Config::rows + row).max);
-        softmax[i] = {words[0], words[1]};
-      }
-      ptx::cp_async_wait<0>();
-      __syncthreads();
-      if (has_quad) {
-        join_in_order<Config>(total, count, pieces.are_units, [&](int piece) {
-          const int place = piece * num_rows + own_row;
-          const auto four = *reinterpret_cast<const FourFloats*>(&outputs[place * columns + column]);
-          return RowQuad<Config>{softmax[place], {four.x[0], four.x[1], four.x[2], four.x[3]}};
-        });
-      }
-      __syncthreads();
-    }
-    if (has_quad) finish_row<Config>(problem, variant, rows.item, cut, rows.head, row_begin + own_row, column, total);
+                                           const AwaitedPartials& partials, const DecodeRows& rows,
+                                           const DecodeMerge& merge) {
+  std::int64_t first_tile = merge.first_tile;
+  int num = merge.num;
+#pragma unroll 1
+  for (bool ends = merge.num_groups == 1;; ends = true) {
+    merge_tiles<Config>(problem, variant, cut, partials, rows, first_tile, num, ends, merge.totals + merge.group);
+    if (ends || !rows.pieces.end_here()) return;
+    first_tile = merge.totals;
+    num = merge.num_groups;
   }
-}
-
-/// One thread, behind a barrier that follows the stores of all others: counts this CTA in. Is it the last?
-__device__ __forceinline__ bool arrive(const Partials& partials, const DecodePieces& pieces) {
-  const auto last = static_cast<unsigned>(pieces.num_owners - 1);
-  return ptx::increment_wrapping(partials.arrivals(pieces.first_owner), last) == last;
 }
 
 }  // namespace detail

@@ -1,7 +1,7 @@
 // Decode attention on tensor cores of sm_80 and up: K and V stream through shared memory once, one launch, no plan.
 //
 //   grid   as many CTAs as fit on the GPU; each takes one slice of the batch's keys (decode_slices.hpp), which it finds from the
-//          lengths. A row whose keys lie in several slices is merged by the last of their CTAs to arrive
+//          lengths. A row whose keys lie in several slices is merged by the CTA that holds the last of them
 //   CTA    tiles of 16 keys a warp, side by side; warps meet only where the keys of a row end in this slice
 //   warp   owns a ring of stages, 16 keys and values each: while one is computed, cp.async fills the others, across the ends
 //          of rows, heads and sequences. Warps never wait for each other to load
@@ -58,7 +58,6 @@ struct DecodeSm80Config {
   static constexpr int later_groups = 2 * (stages - 1);       // of copies, of the stages behind the one at hand
   static constexpr int ctas_per_sm = Policy.ctas_per_sm;
   static constexpr int quad = 4;  // columns of the output that a thread merges at a time
-  static constexpr int joined_at_once = octets == 1 && HeadDim <= 128 ? 8 : 4;  // pieces; more is slower, or spills
 
   using KeyTile = SwizzledTile<HeadDim>;
   using ValueTile = SwizzledTile<HeadDimV>;
@@ -76,8 +75,8 @@ struct DecodeSm80Config {
         128) T queries[2][rows * HeadDim];  // KeyTile [rows, head_dim], of the row at hand and of the next, by turns
     OnlineSoftmax softmax[warps][rows];     // where warps meet
     detail::DecodeWork<max_runs> work;
-    detail::DecodeRows at_work[3];  // rows of the piece at hand, of the one before, of the one that begins, by turns
-    bool is_last[2];                // to arrive, of the rows that wait for word at the end of a piece, by turns
+    detail::DecodeRows at_work, to_merge;  // rows of the piece at hand; rows of which other CTAs have pieces, too
+    detail::DecodeMerge merge;             // of these, at the end
   };
 
   // What a lane holds of its warp's 16 keys and of all rows; columns 2 (lane % 4) and the next of each octet are its rows.
@@ -280,11 +279,12 @@ template <class Config, class Problem, AttentionVariant V>
 __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
     paged_decode_sm80_kernel(const __grid_constant__ Problem problem, const __grid_constant__ V variant,
                              const __grid_constant__ DecodeCut cut, const __grid_constant__ DecodePools pools,
-                             const __grid_constant__ Partials partials) {
+                             const __grid_constant__ AwaitedPartials partials) {
   using namespace detail;
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<typename Config::SharedMemory*>(shared_bytes);
   ptx::launch_dependents();
+  if (threadIdx.x == 0) shared.merge.num = 0;
   find_work<Config>(shared, problem, variant, cut);
   auto& work = shared.work;
   auto& ring = shared.ring[warp_id()];
@@ -294,6 +294,16 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   DecodeLoader<Config> loader{cursor};
   loader.start_run(problem, cut);
   loader.look_up(problem, cut);
+  // Of the piece that begins at the cursor; the first one's while the kernel in front still runs.
+  const auto note_piece = [&] {
+    if (threadIdx.x != 0) return;
+    shared.at_work = rows_at(cursor, work, cut);
+    const DecodeMerge merge = merge_of(shared.at_work.pieces);
+    if (merge.num == 0) return;
+    shared.to_merge = shared.at_work;  // only of the slice's first row: its keys began earlier
+    shared.merge = merge;
+  };
+  note_piece();
   if (!cut.beside_previous) ptx::wait_for_previous_kernel();
   fetch_queries<Config>(shared.queries[0], problem, cursor.item, cursor.head, cut.group_size);
   ptx::cp_async_commit();
@@ -311,15 +321,10 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
   DecodeState<Config> state;
   bool piece_begins = true, row_begins = true;
   bool has_queries = true;  // of the next row, or are they on their way?
-  int num_rows = 0, steps_since_fetch = 0;
-  bool is_waiting = false,
-       is_last = false;  // rows of the piece before: for word who came last; the word, in one thread
-  int stage = 0, num_pieces = 0;
-  const auto rows_of = [&](int piece) -> DecodeRows& { return shared.at_work[piece % 3]; };
+  int num_rows = 0, steps_since_fetch = 0, stage = 0;
   do {
     loader.look_up(problem, cut);
     if (piece_begins) {
-      if (threadIdx.x == 0) rows_of(num_pieces) = rows_at(cursor, work, cut);
       if (row_begins) {
         rows = lane_rows<Config>(cursor.item, cursor.head, cut.group_size);
         queries = shared.queries[num_rows % 2];
@@ -338,7 +343,9 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
         steps_since_fetch = 0;
         has_queries = true;
         auto* const next_queries = shared.queries[num_rows % 2];
-        if (cursor.head + 1 < cut.kv_heads) {
+        if (cuts_rows && cursor.left <= cursor.item.units.size() - cursor.unit) {
+          // The slice has no other row.
+        } else if (cursor.head + 1 < cut.kv_heads) {
           fetch_queries<Config>(next_queries, problem, cursor.item, cursor.head + 1, cut.group_size);
         } else {
           const DecodeItem next = make_item(cut, variant, cursor.index + 1, cursor.next);
@@ -360,28 +367,18 @@ __global__ void __launch_bounds__(Config::threads, Config::ctas_per_sm)
       } else {
         ptx::cp_async_wait<Config::later_groups>();
       }
-      if (threadIdx.x == 0) shared.is_last[num_pieces % 2] = is_last;
-      end_piece<Config>(shared, stage, problem, variant, cut, partials, rows_of(num_pieces), state);
+      end_piece<Config>(shared, stage, problem, variant, cut, partials, shared.at_work, state);
     }
     __syncwarp();  // no lane still reads the stage
     loader.fetch(ring[stage], problem, variant, cut, pools, cuts_rows);
     stage = stage + 1 == Config::stages ? 0 : stage + 1;
     ++steps_since_fetch;
-    if (piece_begins) {
-      row_begins = row_ends<Config>(cursor, cuts_rows);
-      if (is_waiting && shared.is_last[num_pieces % 2])
-        merge_rows<Config>(problem, variant, cut, partials, rows_of(num_pieces + 2));
-      is_waiting = row_begins && rows_of(num_pieces).pieces.num_owners > 1;
-      if (is_waiting && threadIdx.x == 0) is_last = arrive(partials, rows_of(num_pieces).pieces);
-      ++num_pieces;
-    }
+    if (piece_begins) row_begins = row_ends<Config>(cursor, cuts_rows);
     advance<Config>(cursor, cuts_rows, problem, variant, cut);
+    if (piece_begins && cursor.left > 0) note_piece();
   } while (cursor.left > 0);
 
-  if (threadIdx.x == 0) shared.is_last[num_pieces % 2] = is_last;
-  __syncthreads();
-  if (is_waiting && shared.is_last[num_pieces % 2])
-    merge_rows_at_end<Config>(shared, problem, variant, cut, partials, rows_of(num_pieces + 2));
+  if (shared.merge.num > 0) merge_rows<Config>(problem, variant, cut, partials, shared.to_merge, shared.merge);
   if (cut.beside_previous) leave(cut);
 }
 

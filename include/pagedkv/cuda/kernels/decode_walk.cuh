@@ -52,6 +52,7 @@ __device__ __forceinline__ void find_work(typename Config::SharedMemory& shared,
                                           const V& variant, const DecodeCut& cut) {
   auto& work = shared.work;
   const int run_items = items_per_run<Config>(cut), num_runs = ceil_div(cut.num_items, run_items);
+#pragma unroll 1
   for (bool cuts_rows = true;; cuts_rows = false) {
     for (int run = warp_id(); run < num_runs; run += Config::warps) {
       std::int64_t units = 0;
@@ -65,8 +66,8 @@ __device__ __forceinline__ void find_work(typename Config::SharedMemory& shared,
       std::int64_t num_units = 0;
       for (int run = 0; run < num_runs; ++run) num_units += work.run_units[run];
       const std::int64_t row_units = num_units / max(1, cut.num_items);
-      work.slices = cuts_rows ? make_slices(cut, cut.min_slice_units, row_units, num_units * cut.kv_heads)
-                              : make_slices(cut, 1, 1, num_units * cut.kv_heads);
+      work.slices =
+          make_slices(cut, cuts_rows ? cut.min_slice_units : 1, cuts_rows ? row_units : 1, num_units * cut.kv_heads);
       work.cuts_rows = cuts_rows && may_cut_rows(cut, work.slices);
     }
     __syncthreads();

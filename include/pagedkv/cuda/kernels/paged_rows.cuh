@@ -44,6 +44,14 @@ ChunkedPool in_chunks(const View<T, 4, S>& view) {
 namespace detail {
 
 __device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % 32; }
+
+/// The same for addresses that are wanted behind a loop alone: a compiler that computes them ahead of it would hold a
+/// register for each through it.
+__device__ __forceinline__ int lane_id_behind_loop() {
+  int lane = lane_id();
+  asm volatile("" : "+r"(lane));
+  return lane;
+}
 __device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
 
 /// Where a lane's key lies in the pool; a dead one has no place.

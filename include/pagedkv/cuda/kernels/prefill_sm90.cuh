@@ -29,6 +29,7 @@
 #include "pagedkv/core/dtype.hpp"
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/cuda/kernels/paged_rows.cuh"
+#include "pagedkv/cuda/kernels/partials.cuh"
 #include "pagedkv/cuda/kernels/prefill_schedule.hpp"
 #include "pagedkv/cuda/kernels/prefill_sm90_fetch.cuh"
 #include "pagedkv/cuda/kernels/prefill_sm90_store.cuh"
@@ -61,7 +62,8 @@ struct PrefillSm90Config {
   static constexpr int key_stages = Policy.key_stages, value_stages = Policy.value_stages;
   static constexpr int query_buffers = Policy.query_buffers, query_tile_bytes = 2 * query_tile * HeadDim;
   // Are rows written by TMA from where their queries were? They must fit, and the next queries go elsewhere.
-  static constexpr bool stages_output = query_buffers > 1 && HeadDimV <= HeadDim;
+  static constexpr bool stages_output = query_buffers > 1 && HeadDimV <= HeadDim && !Policy.splits_keys;
+  static constexpr bool splits_keys = Policy.splits_keys;
   static constexpr int tiles_ahead = 4;               // that are found before they are needed
   static constexpr int warpgroups = query_tile / 64;  // that multiply
   static constexpr int multipliers = warpgroups * 128, threads = 128 + multipliers;
@@ -78,13 +80,15 @@ struct PrefillSm90Config {
   };
   static constexpr int shared_bytes = sizeof(Tiles) + 1024;  // dynamic shared memory may begin anywhere
 
+  using Work = std::conditional_t<splits_keys, PrefillShare, PrefillWork>;
+
   // Of each pair the first barrier says that something has landed, the second that everybody is done with it.
   struct Signals {
     ptx::Mbarrier tile_full[tiles_ahead], tile_empty[tiles_ahead];
     ptx::Mbarrier queries_full[query_buffers], queries_empty[query_buffers];
     ptx::Mbarrier keys_full[key_stages], keys_empty[key_stages];
     ptx::Mbarrier values_full[value_stages], values_empty[value_stages];
-    PrefillWork tile[tiles_ahead];
+    Work tile[tiles_ahead];
   };
 
   // What a thread holds of its warpgroup's 64 rows.
@@ -199,7 +203,7 @@ __device__ __forceinline__ void silence(typename Config::Element* values, int fi
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void multiply(typename Config::Tiles& tiles, typename Config::Signals& signals,
                                          const Problem& problem, const V& variant, const PrefillCut& cut,
-                                         const ptx::TensorMap& out_map) {
+                                         const ptx::TensorMap& out_map, const Partials& partials) {
   const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
   const int first_row = warpgroup * 64, row = first_row + warp_id() % 4 * 16 + lane_id() / 4;  // of the tile
   const float slope_log2 = (keeps_logits_v<V> ? problem.scale : 1.f) * log2_e;
@@ -242,7 +246,7 @@ __device__ __forceinline__ void multiply(typename Config::Tiles& tiles, typename
   ptx::wgmma_wait<0>();
   ptx::hold(scores);
   for (;;) {
-    const PrefillWork& work = signals.tile[taken];
+    const typename Config::Work& work = signals.tile[taken];
     const int first_query = min(work.first_query + (first_row >> cut.packed_shift), work.last_query) + work.offset;
     const int last_query =
         min(work.first_query + ((first_row + 63) >> cut.packed_shift), work.last_query) + work.offset;
@@ -314,7 +318,9 @@ __device__ __forceinline__ void multiply(typename Config::Tiles& tiles, typename
     arrive(signals.values_empty[values.stage]);
     values.advance();
     const bool is_whole = work.first_query + ((first_row + 63) >> cut.packed_shift) <= work.last_query;
-    if (Config::stages_output && is_whole)
+    if constexpr (Config::splits_keys)
+      store_pieces<Config>(partials, cut, work, row, softmax, output);
+    else if (Config::stages_output && is_whole)
       store_box<Config>(tiles.queries[stored][warpgroup], problem, variant, cut, out_map, work, row, softmax, output);
     else
       store<Config>(problem, variant, cut, work, row, softmax, output);
@@ -357,7 +363,8 @@ __device__ __forceinline__ void init_signals(typename Config::Signals& signals) 
 template <class Config, class Problem, AttentionVariant V>
 __global__ void __launch_bounds__(Config::threads, 1)
     attention_prefill_sm90_kernel(const Problem problem, const V variant, const PrefillCut cut,
-                                  const __grid_constant__ PrefillMaps maps, PrefillCounters* counters) {
+                                  const __grid_constant__ PrefillMaps maps, const __grid_constant__ Partials partials,
+                                  PrefillCounters* counters) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char shared_bytes[];
   static __shared__ __align__(16) unsigned char signal_bytes[sizeof(typename Config::Signals)];
@@ -365,6 +372,8 @@ __global__ void __launch_bounds__(Config::threads, 1)
   auto& tiles = *reinterpret_cast<typename Config::Tiles*>(
       round_up<std::uintptr_t>(reinterpret_cast<std::uintptr_t>(shared_bytes), 1024));
   if (threadIdx.x == 0) detail::init_signals<Config>(signals);
+  if (threadIdx.x == 32)
+    for (const ptx::TensorMap* map : {&maps.queries, &maps.keys, &maps.values}) ptx::prefetch_tensormap(*map);
   __syncthreads();
   ptx::wait_for_previous_kernel();
   ptx::launch_dependents();
@@ -372,10 +381,10 @@ __global__ void __launch_bounds__(Config::threads, 1)
     ptx::give_registers<Config::fetch_registers>();
     if (detail::warp_id() == 0) detail::fetch_keys<Config>(tiles, signals, problem, cut, maps);
     if (detail::warp_id() == 1) detail::fetch_values<Config>(tiles, signals, problem, cut, maps);
-    if (detail::warp_id() == 2) detail::take_tiles<Config>(signals, problem, variant, cut, *counters);
+    if (detail::warp_id() == 2) detail::take_tiles<Config>(signals, problem, variant, cut, partials, *counters);
   } else {
     ptx::take_registers<Config::multiply_registers>();
-    detail::multiply<Config>(tiles, signals, problem, variant, cut, maps.out);
+    detail::multiply<Config>(tiles, signals, problem, variant, cut, maps.out, partials);
   }
 #endif
 }

@@ -8,6 +8,7 @@
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/cuda/kernels/paged_rows.cuh"
+#include "pagedkv/cuda/kernels/partials.cuh"
 #include "pagedkv/cuda/kernels/prefill_schedule.hpp"
 #include "pagedkv/cuda/ptx/global.cuh"
 #include "pagedkv/cuda/ptx/mbarrier.cuh"
@@ -74,8 +75,9 @@ struct TileFinder {
 
 /// The tile with this index; one that does not exist behind the last.
 template <class Config, class Problem, AttentionVariant V>
-__device__ __forceinline__ PrefillWork find_tile(TileFinder& finder, std::int64_t index, const Problem& problem,
-                                                 const V& variant, const PrefillCut& cut) {
+__device__ __forceinline__ typename Config::Work find_tile(TileFinder& finder, std::int64_t index,
+                                                           const Problem& problem, const V& variant,
+                                                           const PrefillCut& cut) {
   const auto& tables = problem.tables;
   unsigned reached = 0;
   for (;; finder.before += __shfl_sync(~0u, finder.up_to, 31), finder.first += 32, finder.up_to = -1) {
@@ -83,6 +85,7 @@ __device__ __forceinline__ PrefillWork find_tile(TileFinder& finder, std::int64_
     if (__shfl_sync(~0u, finder.up_to, 0) < 0) {
       const int sequence = finder.first + lane_id();
       finder.num_tiles = sequence < cut.num_seqs ? static_cast<int>(cut.num_tiles(tables.q_len(sequence))) : 0;
+      if constexpr (Config::splits_keys) finder.num_tiles *= cut.num_splits;
       finder.up_to = finder.num_tiles;
       for (int step = 1; step < 32; step *= 2) {
         const std::int64_t below = __shfl_up_sync(~0u, finder.up_to, step);
@@ -94,10 +97,15 @@ __device__ __forceinline__ PrefillWork find_tile(TileFinder& finder, std::int64_
   }
   const int lane = __ffs(static_cast<int>(reached)) - 1;
   const std::int64_t in_front = finder.before + __shfl_sync(~0u, finder.up_to - finder.num_tiles, lane);
-  PrefillWork work;
+  typename Config::Work work;
   work.sequence = finder.first + lane;
   const int q_len = tables.q_len(work.sequence);
-  const PrefillPlace place = place_of(cut, q_len, static_cast<int>(index - in_front));
+  auto tile = static_cast<int>(index - in_front);
+  if constexpr (Config::splits_keys) {
+    work.split = tile % cut.num_splits;
+    tile /= cut.num_splits;
+  }
+  const PrefillPlace place = place_of(cut, q_len, tile);
   work.first_query = place.query_tile * cut.tile_queries;
   work.last_query = min(work.first_query + cut.tile_queries, q_len) - 1;
   work.q_head = place.head_tile << cut.packed_shift;
@@ -106,14 +114,32 @@ __device__ __forceinline__ PrefillWork find_tile(TileFinder& finder, std::int64_
   work.offset = work.kv_len - q_len;
   work.first_token = tables.query_begin(work.sequence);
   work.seen = seen_keys(variant, work.first_query + work.offset, work.last_query + work.offset, work.kv_len);
+  if constexpr (Config::splits_keys) {
+    const KeyRange own = keys_of_split(work.seen, work.keys(), Config::key_tile, work.split, cut.num_splits);
+    work.seen = {intersect(work.seen.first, own), intersect(work.seen.second, own)};
+  }
   work.last_tile = last_key_tile(work.seen, work.keys(), Config::key_tile);
   return work;
+}
+
+/// Where the piece of a row waits for the others.
+__device__ __forceinline__ std::int64_t piece_of_row(const PrefillCut& cut, const PrefillShare& share,
+                                                     std::int64_t token, int q_head) {
+  return (token * (cut.head_tiles << cut.packed_shift) + q_head) * cut.num_splits + share.split;
 }
 
 /// The rows of a tile that sees no key.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void store_nothing(const Problem& problem, const V& variant, const PrefillCut& cut,
-                                              const PrefillWork& work) {
+                                              const Partials& partials, const typename Config::Work& work) {
+  if constexpr (Config::splits_keys) {
+    for (int row = lane_id(); row < Config::query_tile; row += 32) {
+      const int query = work.first_query + (row >> cut.packed_shift);
+      const int head = work.q_head + (row & ((1 << cut.packed_shift) - 1));
+      if (query <= work.last_query) partials.softmax(piece_of_row(cut, work, work.first_token + query, head)) = {};
+    }
+    return;
+  }
   constexpr int chunks = Config::head_dim_v / 8;
   for (int i = lane_id(); i < Config::query_tile * chunks; i += 32) {
     const int row = i / chunks, query = work.first_query + (row >> cut.packed_shift);
@@ -189,13 +215,13 @@ __device__ __forceinline__ void lift_queries(
 /// Warp 2: takes tiles until there are no more, and tells the others, who are tiles behind.
 template <class Config, class Problem, AttentionVariant V>
 __device__ __forceinline__ void take_tiles(typename Config::Signals& signals, const Problem& problem, const V& variant,
-                                           const PrefillCut& cut, PrefillCounters& counters) {
+                                           const PrefillCut& cut, const Partials& partials, PrefillCounters& counters) {
   TileFinder finder;
   unsigned index = blockIdx.x;
   for (RingPlace<Config::tiles_ahead> place;;) {
-    const PrefillWork work = find_tile<Config>(finder, index, problem, variant, cut);
+    const typename Config::Work work = find_tile<Config>(finder, index, problem, variant, cut);
     if (work.exists() && work.last_tile < 0) {
-      store_nothing<Config>(problem, variant, cut, work);
+      store_nothing<Config>(problem, variant, cut, partials, work);
     } else {
       ptx::mbarrier_wait(signals.tile_empty[place.stage], place.parity ^ 1);
       __syncwarp();  // a slower lane must not ask when the ring has gone round

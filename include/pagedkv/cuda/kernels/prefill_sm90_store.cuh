@@ -7,7 +7,9 @@
 #include "pagedkv/attention/variant.hpp"
 #include "pagedkv/core/math.hpp"
 #include "pagedkv/cuda/kernels/paged_rows.cuh"
+#include "pagedkv/cuda/kernels/partials.cuh"
 #include "pagedkv/cuda/kernels/prefill_schedule.hpp"
+#include "pagedkv/cuda/kernels/prefill_sm90_fetch.cuh"
 #include "pagedkv/cuda/ptx/convert.cuh"
 #include "pagedkv/cuda/ptx/named_barrier.cuh"
 #include "pagedkv/cuda/ptx/stmatrix.cuh"
@@ -54,12 +56,16 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&words)[4]) {
   swap(words[1], words[3], 2);
 }
 
-/// Ends a row, of which the quad of lanes holds a share of the sum each.
-__device__ __forceinline__ OnlineSoftmax::Finished finish_row(const ScaledSoftmax& softmax, float prior) {
+/// A row of which the quad of lanes holds a share of the sum each.
+__device__ __forceinline__ OnlineSoftmax whole_row(const ScaledSoftmax& softmax) {
   OnlineSoftmax row = softmax.natural();
   row.sum += __shfl_xor_sync(~0u, row.sum, 1);
   row.sum += __shfl_xor_sync(~0u, row.sum, 2);
-  return row.finish(prior);
+  return row;
+}
+
+__device__ __forceinline__ OnlineSoftmax::Finished finish_row(const ScaledSoftmax& softmax, float prior) {
+  return whole_row(softmax).finish(prior);
 }
 
 /// Normalises all 64 rows, lays them down where the warpgroup's queries were, and lets TMA write them.
@@ -125,6 +131,29 @@ __device__ __forceinline__ void store(const Problem& problem, const V& variant, 
     }
     if (rows.live[half] && !problem.lse.empty() && lane_id() % 4 == 0)
       problem.lse(token, rows.head[half]) = finished.lse;
+  }
+}
+
+/// Leaves the rows that exist to prefill_merge, unnormalised.
+template <class Config>
+__device__ __forceinline__ void store_pieces(const Partials& partials, const PrefillCut& cut, const PrefillShare& work,
+                                             int row_in_tile, const ScaledSoftmax (&softmax)[2],
+                                             const typename Config::Output& output) {
+  struct alignas(8) Two {
+    float x, y;
+  };
+  const RowPair rows = rows_of<Config>(cut, work, row_in_tile);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const OnlineSoftmax row = whole_row(softmax[half]);
+    if (!rows.live[half]) continue;
+    const std::int64_t token = work.first_token + (rows.query[half] - work.offset);
+    const std::int64_t piece = piece_of_row(cut, work, token, rows.head[half]);
+    float* const out = partials.outputs.data + piece * partials.outputs.strides[0] + lane_id() % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < Config::head_dim_v / 8; ++n)
+      *reinterpret_cast<Two*>(out + 8 * n) = {output[4 * n + 2 * half], output[4 * n + 2 * half + 1]};
+    if (lane_id() % 4 == 0) partials.softmax(piece) = row;
   }
 }
 

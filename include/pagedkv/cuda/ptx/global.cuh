@@ -1,5 +1,6 @@
-// Global memory that the CTAs of one launch share: loads past this SM's L1 (PTX ISA "cache operators") and a counter that
-// orders what was written before it (PTX ISA "atom").
+// Global memory that the CTAs of one launch share: loads past this SM's L1 (PTX ISA "cache operators"), a counter that
+// orders what was written before it (PTX ISA "atom"), and words that need no order, since each tells by itself whether it
+// is there (PTX ISA "memory consistency model", relaxed).
 #pragma once
 
 #include "pagedkv/core/config.hpp"
@@ -17,6 +18,29 @@ __device__ inline void load_past_l1(float (&x)[2], const float* address) {
 /// Four floats from an address that is a multiple of 16.
 __device__ inline void load_past_l1(float (&x)[4], const float* address) {
   asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "l"(address)
+               : "memory");
+}
+
+/// Two floats, each seen whole or not yet by poll(). The address is a multiple of 8.
+__device__ inline void post(float* address, const float (&x)[2]) {
+  asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(address), "f"(x[0]), "f"(x[1]) : "memory");
+}
+
+/// Four floats. The address is a multiple of 16.
+__device__ inline void post(float* address, const float (&x)[4]) {
+  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]),
+               "f"(x[3])
+               : "memory");
+}
+
+/// What is there now, of what other CTAs post().
+__device__ inline void poll(float (&x)[2], const float* address) {
+  asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "l"(address) : "memory");
+}
+__device__ inline void poll(float (&x)[4], const float* address) {
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
                : "l"(address)
                : "memory");
