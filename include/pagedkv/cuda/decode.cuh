@@ -65,19 +65,19 @@ std::int64_t usual_rows(const Problem& problem, DecodePart part) {
   return part == DecodePart::all ? packed_rows(problem) : problem.group_size();
 }
 
-/// Beside prompts the GPU is shared, whatever the batch. A GPU without room for other tiles takes narrow ones.
+/// Beside prompts the GPU is shared, whatever the batch. A GPU without room for lone tiles takes the others.
 template <class Problem>
 DecodePolicy policy_for(const Problem& problem, const DeviceInfo& device, const DecodeOptions& options,
                         DecodePart part) {
   const int head_dim = problem.head_dim(), head_dim_v = problem.head_dim_v();
-  const std::int64_t num_heads = part == DecodePart::all ? problem.tables.num_seqs() * problem.kv_heads() : INT32_MAX;
-  const DecodeTile tile = choose_decode_tile(max(head_dim, head_dim_v), usual_rows(problem, part), num_heads,
-                                             device.num_sms, options.batch_invariant);
-  const DecodePolicy policy = choose_decode(tile, head_dim, head_dim_v);
   const KernelShape shape{.arch = device.arch, .head_dim = head_dim, .head_dim_v = head_dim_v};
-  return is_supported(policy, shape, device.shared_bytes_per_cta)
-             ? policy
-             : choose_decode(DecodeTile::narrow, head_dim, head_dim_v);
+  const bool may_be_lone =
+      part == DecodePart::all && !options.batch_invariant &&
+      is_supported(choose_decode(DecodeTile::lone, head_dim, head_dim_v), shape, device.shared_bytes_per_cta);
+  const DecodeTile tile =
+      choose_decode_tile(max(head_dim, head_dim_v), usual_rows(problem, part),
+                         problem.tables.num_seqs() * problem.kv_heads(), device.num_sms, may_be_lone);
+  return choose_decode(tile, head_dim, head_dim_v);
 }
 
 /// How decode_sm80 would cut this problem.
@@ -182,8 +182,8 @@ void decode_part(const Problem& problem, const V& variant, Workspace& workspace,
       };
       using enum DecodeTile;
       static_cast<void>(launched(std::integral_constant<DecodeTile, narrow>{}) ||
-                        launched(std::integral_constant<DecodeTile, lone>{}) ||
-                        launched(std::integral_constant<DecodeTile, wide>{}));
+                        launched(std::integral_constant<DecodeTile, wide>{}) ||
+                        launched(std::integral_constant<DecodeTile, lone>{}));
       return;
     }
   }

@@ -93,34 +93,36 @@ constexpr int decode_ring_bytes(const DecodePolicy& policy, int head_dim, int he
 }
 
 /// narrow: 8 packed rows, two CTAs an SM: many sequences, of any lengths.
-/// lone: 8 packed rows, one CTA an SM with twice the warps: so few rows that all SMs share the keys of each.
 /// wide: the same for 16 packed rows, up to head_dim 128.
-enum class DecodeTile { narrow, lone, wide };
+/// lone: 8 packed rows, one CTA an SM with twice the warps: so few rows that all SMs share the keys of each.
+enum class DecodeTile { narrow, wide, lone };
 
-/// As many stages of a narrow tile as 88 KiB hold: with queries and tables of its own a CTA takes less than 99 KiB, so that
-/// two fit on an H200's SM, one on that of the smallest supported GPU. The others take twice as much for their two stages.
-/// Figures of one H200, bf16, head_dim 128, 32 query and 8 KV heads, blocks of 16, 2026-11, us:
+/// As many stages as 88 KiB hold: with queries and tables of its own a CTA takes less than 99 KiB, so that two fit on an
+/// H200's SM, one on that of the smallest supported GPU. Lone tiles take twice as much for their two stages. Figures of
+/// one H200, bf16, head_dim 128, 32 query and 8 KV heads, blocks of 16, 2026-11, us:
 ///
-///   keys              1 x 1,024   1 x 4,096   1 x 16,384   8 x 4,096   32 log-normal   128 log-normal   128 x 1,024
-///   narrow                  6.0         8.8         21.7        37.1            75.8              263           132
-///   lone                    5.4         8.4         21.2        37.1            78.9              279           133
-///   4 queries: wide         8.5        12.6         27.3                        91.4
-///   16 rows like narrow    11.4        16.9         29.8                        94.9
+///   keys                 1 x 1,024   1 x 4,096   1 x 16,384   8 x 4,096   32 log-normal   128 log-normal   128 x 1,024
+///   narrow                     6.0         8.8         21.7        37.1            75.8              263           132
+///   lone                       5.4         8.4         21.2        37.1            78.9              279           133
+///   4 queries: wide           11.4        16.9         29.8                        94.9                            137
+///   lone                       8.1        13.2         28.2
+///   wide like lone             8.5        12.6         27.3                        91.4                            142
 ///
-/// A lone one with min_slice_tiles 4: 22.2 for 1 x 16,384. Earlier versions of the narrow one: 3 stages the same within
-/// 1%; 3 CTAs an SM, 168 registers, 6% slower; min_slice_tiles 1 16% slower at 1 x 4,096; small_slice_tiles 0 6% slower at
-/// 1 x 16,384.
+/// Of 8 queries, wide tiles like lone ones took 270 instead of 207 for 128 x 1,024: two tiles of a sequence are then not
+/// read at the same time, so L2 serves neither. A lone one with min_slice_tiles 4: 22.2 for 1 x 16,384. Earlier versions
+/// of the narrow one: 3 stages the same within 1%; 3 CTAs an SM, 168 registers, 6% slower; min_slice_tiles 1 16% slower
+/// at 1 x 4,096; small_slice_tiles 0 6% slower at 1 x 16,384.
 constexpr DecodePolicy choose_decode(DecodeTile tile, int head_dim, int head_dim_v) {
   const bool is_large = max(head_dim, head_dim_v) > 128;
-  if (tile != DecodeTile::narrow)
-    return {.rows = tile == DecodeTile::wide && !is_large ? 16 : 8,
+  if (tile == DecodeTile::lone)
+    return {.rows = 8,
             .warps = is_large ? 4 : 8,
             .stages = 2,
             .ctas_per_sm = 1,
             .min_slice_tiles = 16,
             .small_slice_tiles = 16,
             .piece_tiles = 4};
-  DecodePolicy policy{.rows = 8,
+  DecodePolicy policy{.rows = tile == DecodeTile::wide && !is_large ? 16 : 8,
                       .warps = is_large ? 2 : 4,
                       .stages = 1,
                       .ctas_per_sm = 2,
@@ -131,12 +133,12 @@ constexpr DecodePolicy choose_decode(DecodeTile tile, int head_dim, int head_dim
   return policy;
 }
 
-/// `packed_rows`: of a KV head and the longest sequence; `num_heads`: KV heads of all sequences. A batch-invariant call
-/// has no narrow tiles, whose warps add up in another order than those of the others.
+/// `packed_rows`: of a KV head and the longest sequence; `num_heads`: KV heads of all sequences. Batch-invariant calls may
+/// not have lone tiles, whose warps add up in another order than those of the others.
 constexpr DecodeTile choose_decode_tile(int head_dim, std::int64_t packed_rows, std::int64_t num_heads, int num_sms,
-                                        bool batch_invariant) {
-  if (packed_rows > 8 && head_dim <= 128) return DecodeTile::wide;
-  return batch_invariant || 8 * num_heads <= num_sms ? DecodeTile::lone : DecodeTile::narrow;
+                                        bool may_be_lone) {
+  if (may_be_lone && packed_rows <= 32 && 8 * num_heads <= num_sms) return DecodeTile::lone;
+  return packed_rows > 8 && head_dim <= 128 ? DecodeTile::wide : DecodeTile::narrow;
 }
 
 /// One row serves every GPU: this kernel is the readable second opinion, not the fast one. H200, bf16, head_dim 128, 32

@@ -341,7 +341,7 @@ TEST_CASE("the decode kernel gives a batch-invariant row the same bits in tiles 
   auto generated = generate<bf16, 64>(7, {.max_seqs = 3, .max_kv_len = 600, .max_q_len = 1, .max_group_size = 4});
   const Cutting cutting{.num_ctas = 5, .unit_pieces = true, .unit_tiles = 4, .num_partials = 40000};
   generated.clear_outputs();
-  launch<LoneConfig<bf16, 64>>(generated.problem(), Causal{}, cutting);
+  launch<Config<bf16, 64, 64, 8>>(generated.problem(), Causal{}, cutting);
   const auto out = generated.out;
   const auto lse = generated.lse;
   generated.clear_outputs();
