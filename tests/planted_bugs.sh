@@ -257,6 +257,7 @@ plant "decode merges what lies behind the last piece" cuda/kernels/decode_sm80 c
 plant "two rows that meet in a slice share a tile of partials" cuda/kernels/decode_sm80 cuda/kernels/decode_merge.cuh 's/cut.unit_pieces ? slices.num_slices : pieces.first_owner};/cut.unit_pieces ? slices.num_slices : pieces.first_owner} - (cut.unit_pieces ? 0 : pieces.first_owner);/'
 plant "the last group of pieces is merged by nobody" cuda/kernels/decode_sm80 cuda/kernels/decode_merge.cuh 's/last = min(first + size, pieces.num) - 1;/last = first + size - 1;/'
 plant "batch-invariant calls take whatever tile is fastest" cuda/policy cuda/policy.hpp 's/if (may_be_lone \&\& packed_rows/if (packed_rows/'
+plant "a tree of drafts is cut unlike a line of them" cuda/kernels/decode_sm80 cuda/kernels/decode_slices.hpp 's/item.offset, kv_len - 1, kv_len)/item.offset, cut.group_size.quotient(item.row_begin + item.num_rows - 1) + item.offset, kv_len)/'
 plant "fixed pieces are cut as if slices decided how many there are" cuda/kernels/decode_slices cuda/kernels/decode_slices.hpp 's/while (!cut.unit_pieces \&\& 8/while (8/'
 plant "a small batch is cut for more CTAs than a small grid has" cuda/kernels/decode_slices cuda/kernels/decode_slices.hpp 's/min(cut.num_sms, cut.max_slices) : cut.max_slices/cut.max_slices : cut.max_slices/'
 plant "decode takes prompts that are prefill's" cuda/kernels/decode_slices cuda/kernels/decode_slices.hpp 's/lengths.q_len() <= cut.max_q_len ? lengths.q_len() : 0/lengths.q_len()/'

@@ -119,7 +119,7 @@ constexpr DecodePolicy choose_decode(DecodeTile tile, int head_dim, int head_dim
             .warps = is_large ? 4 : 8,
             .stages = 2,
             .ctas_per_sm = 1,
-            .min_slice_tiles = 16,
+            .min_slice_tiles = is_large ? 4 : 16,
             .small_slice_tiles = 16,
             .piece_tiles = 4};
   DecodePolicy policy{.rows = tile == DecodeTile::wide && !is_large ? 16 : 8,

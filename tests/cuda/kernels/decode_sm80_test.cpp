@@ -337,6 +337,29 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("the decode kernel gives a tree without branches the bits of causal attention, however many tiles it has") {
+  const ProblemShape shape{.seed = 9,
+                           .q_len = {5, 1},
+                           .kv_len = {66, 300},
+                           .kv_heads = 2,
+                           .group_size = 4,
+                           .head_dim = 32,
+                           .head_dim_v = 32,
+                           .block_size = 16};
+  GeneratedProblem<bf16> generated(shape);
+  for (std::size_t s = 0; s < 2; ++s) {
+    std::uint64_t seen = 0;
+    for (int token = generated.query_begin[s]; token < generated.query_begin[s + 1]; ++token)
+      generated.tree[static_cast<std::size_t>(token)] = seen = seen << 1 | 1;
+  }
+  generated.clear_outputs();
+  launch<Config<bf16, 32>>(generated.problem(), Causal{}, {.num_ctas = 9});
+  const auto out = generated.out;
+  generated.clear_outputs();
+  launch<Config<bf16, 32>>(generated.problem(), rules_of(generated).tree, {.num_ctas = 9});
+  for (std::size_t i = 0; i < out.size(); ++i) REQUIRE(out[i].bits == generated.out[i].bits);
+}
+
 TEST_CASE("the decode kernel gives a batch-invariant row the same bits in tiles of 8 and of 16 rows") {
   auto generated = generate<bf16, 64>(7, {.max_seqs = 3, .max_kv_len = 600, .max_q_len = 1, .max_group_size = 4});
   const Cutting cutting{.num_ctas = 5, .unit_pieces = true, .unit_tiles = 4, .num_partials = 40000};

@@ -100,9 +100,10 @@ PAGEDKV_HD constexpr DecodeItem make_item(const DecodeCut& cut, const V& variant
   item.kv_len = kv_len;
   item.offset = kv_len - q_len;
   if (item.num_rows == 0) return item;
+  // Up to the sequence's last query, whatever the tile: so a tree of drafts, which no order of its queries bounds, is cut
+  // like a line of them.
   const int earliest = cut.group_size.quotient(item.row_begin);
-  const int latest = cut.group_size.quotient(item.row_begin + item.num_rows - 1);
-  const KeyRanges seen = seen_keys(variant, earliest + item.offset, latest + item.offset, kv_len);
+  const KeyRanges seen = seen_keys(variant, earliest + item.offset, kv_len - 1, kv_len);
   const KeyRange all{0, kv_len};
   item.seen = {intersect(seen.first, all), intersect(seen.second, all)};
   item.units = units_of(item.seen, cut.unit_shift);
