@@ -224,7 +224,7 @@ class CudaBackend {
 
   /// Device memory that is neither weights nor rows nor the pool.
   static std::size_t scratch_bytes(const ModelConfig& config, const ModelOptions& options) {
-    const std::size_t partial_bytes = sizeof(float) * (index(config.head_dim) + 3);
+    const std::size_t partial_bytes = 8 * index(config.head_dim) + 20;  // WorkspaceOptions says so
     return Cublas::workspace_bytes + index(max_partials) * partial_bytes +
            2 * sizeof(std::int32_t) * index(options.max_seqs) * index(options.max_blocks_per_seq);
   }
