@@ -98,7 +98,10 @@ DecodeCut cut_for(const DecodePolicy& policy, const Problem& problem, const Work
   const int key_tile = 16 * policy.warps;
   const auto unit_keys = static_cast<unsigned>(key_tile * (options.batch_invariant ? policy.piece_tiles : 1));
   cut.unit_shift = std::countr_zero(unit_keys);
-  cut.min_slice_units = options.batch_invariant ? 1 : policy.min_slice_tiles;
+  // Tiles of one sequence read the same keys, for which L2 has more than memory: more CTAs read faster.
+  cut.min_slice_units = options.batch_invariant ? 1
+                        : tiles_per_seq > 1     ? min(policy.min_slice_tiles, 4)
+                                                : policy.min_slice_tiles;
   if (problem.head_dim_v() <= workspace.options().head_dim_v)
     cut.max_pieces = workspace.options().max_partials / policy.rows;
   const std::int64_t units_per_row = max(1, ceil_div(problem.tables.max_kv_len, static_cast<int>(unit_keys)));

@@ -105,7 +105,7 @@ enum class DecodeTile { narrow, wide, lone };
 ///   narrow                     6.0         8.8         21.7        37.1            75.8              263           132
 ///   lone                       5.4         8.4         21.2        37.1            78.9              279           133
 ///   4 queries: wide           11.4        16.9         29.8                        94.9                            137
-///   lone                       8.1        13.2         28.2
+///   lone                       8.1        12.1         28.4
 ///   wide like lone             8.5        12.6         27.3                        91.4                            142
 ///
 /// Of 8 queries, wide tiles like lone ones took 270 instead of 207 for 128 x 1,024: two tiles of a sequence are then not
