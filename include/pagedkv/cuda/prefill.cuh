@@ -283,9 +283,9 @@ int prefill_part(const Problem& problem, const V& variant, const Workspace& work
 ///   workspace           counts the tiles that are taken, and holds the pieces of rows whose keys are shared out among SMs
 ///                       that would be idle (prefill_splits), as far as its partials go: calls that share one must be
 ///                       ordered
-/// Enqueues one kernel on `stream`, or two where keys are shared out; never allocates, never synchronises (so it can be captured in a graph; lengths and
-/// tables are read when it runs). Throws before launching: InvalidArgument where problem.validate() or
-/// prefill_support() says no, CudaError where the launch fails.
+/// Enqueues one kernel on `stream`, or two where keys are shared out; never allocates, never synchronises (so it can be
+/// captured in a graph; lengths and tables are read when it runs). Throws before launching: InvalidArgument where
+/// problem.validate() or prefill_support() says no, CudaError where the launch fails.
 template <int HeadDim, int HeadDimV = HeadDim, StorageType Q, StorageType KV, StorageType O,
           VariantFor<Space::device> V>
 void prefill(const AttentionProblem<Space::device, Q, KV, O>& problem, const V& variant, const Workspace& workspace,
